@@ -1,0 +1,27 @@
+//! **wpaxos**: a replicated key-value store whose replica is thread-per-core.
+//!
+//! Each core runs one shard executor that owns a contiguous range of the hashed key space, with its own WPaxos
+//! leader state, its own sockets and no locks. This crate is the library behind the `wpaxos` binary and behind
+//! every tool; read it in this order:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`topology`] | zones, nodes, shards; the cluster file; key → shard |
+//! | [`tuning`] | the tuning file: every knob, its unit, its default, its check |
+//! | [`command`] | client commands and their outcomes |
+//! | [`store`] | the key-value state machine, deterministic, per object |
+//! | [`quorum`] | quorum systems, asked by question |
+//! | [`protocol`] | the sans-IO `Protocol` trait and WPaxos behind it |
+//! | [`wire`] | frames: headers, checksums, splitting a byte stream without copying it |
+//! | [`api`] | what clients speak: native frames |
+//! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
+//! | [`client`] | the client library: topology-aware and pipelined |
+//!
+//! Imports go down only: `shard` and `client` → `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
+//! `topology`. Nothing below `protocol` knows a socket, a file, a thread, a clock or a random source.
+
+pub mod api;
+pub mod command;
+pub mod protocol;
+pub mod topology;
+pub mod wire;

@@ -1,0 +1,287 @@
+//! Frames: the unit of everything that travels between nodes, between clients and nodes, and into the log.
+//!
+//! ```text
+//! FrameHeader (24 bytes) | body (`body_bytes`)
+//! ```
+//! All integers are little-endian. The checksum is CRC32C over the header up to the checksum and the body.
+//!
+//! **Compatibility.** [`WIRE_VERSION`] 1 is the first; a frame of another version is refused. Mixed versions cannot
+//! run together.
+
+use bytes::{Bytes, BytesMut};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U16, U32},
+};
+
+/// The first bytes of every frame, `WPAX` on the wire.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
+/// The version of the frame layout and of all bodies.
+pub const WIRE_VERSION: u8 = 1;
+/// The largest body that a receiver takes, in bytes.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a frame's header.
+pub const HEADER_BYTES: usize = size_of::<FrameHeader>();
+
+/// The fixed head of a frame.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct FrameHeader {
+    /// [`MAGIC`].
+    pub magic: U32,
+    /// [`WIRE_VERSION`].
+    pub wire_version: u8,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// The shard that it is for.
+    pub shard: U16,
+    /// Bytes of body.
+    pub body_bytes: U32,
+    /// The configuration version of everything in the frame (`protocol.md` §8).
+    pub config_version: U32,
+    /// Must be 0.
+    pub reserved: U32,
+    /// CRC32C of the header before this field, then of the body.
+    pub checksum: U32,
+}
+
+const _: () = {
+    assert!(size_of::<FrameHeader>() == 24);
+    assert!(std::mem::offset_of!(FrameHeader, checksum) == CHECKSUMMED_HEADER_BYTES);
+};
+const CHECKSUMMED_HEADER_BYTES: usize = 20;
+
+/// What a frame's body is. The numbers are on the wire; a retired number is never used again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// First frame of a peer's connection ([`crate::shard`]).
+    PeerHello = 1,
+    /// The answer to a hello that is accepted.
+    PeerWelcome = 2,
+    /// The answer to a hello that is not: UTF-8 text that says why. The connection closes.
+    Refused = 3,
+    /// Entries of an accept stream, and its commit watermark.
+    AcceptBatch = 16,
+    /// A receiver's cumulative answer to a stream.
+    Ack = 17,
+    /// Where a receiver stands in a stream, sent when a link comes up.
+    Resume = 18,
+    /// The stream no longer reaches back to where the receiver stands; it goes on behind a number.
+    Skip = 19,
+    /// Phase 1a of many objects.
+    Prepare = 20,
+    /// Phase 1b of many objects.
+    Promise = 21,
+    /// Prepares that were beaten, each with the ballot that beat it.
+    Reject = 22,
+    /// Client requests passed to an owner.
+    Forward = 23,
+    /// Answers to forwarded requests.
+    ForwardReply = 24,
+    /// The owner asks a node to take objects over.
+    Handover = 25,
+    /// An owner asks whether it still is, before it answers reads.
+    Confirm = 26,
+    /// The answer to Confirm, with the objects that somebody else has taken.
+    ConfirmReply = 27,
+    /// Sign of life and round-trip measurement.
+    Heartbeat = 28,
+    /// Asks for the state of objects.
+    StateRequest = 29,
+    /// The state of objects.
+    State = 30,
+    /// All states for what a Skip left out have been sent.
+    CatchUpDone = 31,
+    /// First frame of a client's connection ([`crate::api::native`]).
+    ClientHello = 64,
+    /// The answer to a client's hello: the cluster as JSON.
+    ClientWelcome = 65,
+    /// Client requests.
+    Request = 66,
+    /// Answers to client requests.
+    Reply = 67,
+    /// Asks a shard for its counters.
+    StatsRequest = 68,
+    /// A shard's counters as JSON.
+    Stats = 69,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub const fn from_wire(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::PeerHello,
+            2 => Self::PeerWelcome,
+            3 => Self::Refused,
+            16 => Self::AcceptBatch,
+            17 => Self::Ack,
+            18 => Self::Resume,
+            19 => Self::Skip,
+            20 => Self::Prepare,
+            21 => Self::Promise,
+            22 => Self::Reject,
+            23 => Self::Forward,
+            24 => Self::ForwardReply,
+            25 => Self::Handover,
+            26 => Self::Confirm,
+            27 => Self::ConfirmReply,
+            28 => Self::Heartbeat,
+            29 => Self::StateRequest,
+            30 => Self::State,
+            31 => Self::CatchUpDone,
+            64 => Self::ClientHello,
+            65 => Self::ClientWelcome,
+            66 => Self::Request,
+            67 => Self::Reply,
+            68 => Self::StatsRequest,
+            69 => Self::Stats,
+            _ => return None,
+        })
+    }
+}
+
+/// Why bytes are not a frame. The connection that they came on is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Not our protocol, or the stream has lost its place.
+    #[error("the frame starts with {0:#010x}, not with {MAGIC:#010x}")]
+    Magic(u32),
+    /// Another version of the wire format.
+    #[error("the frame has wire version {0}; this build speaks {WIRE_VERSION}")]
+    Version(u8),
+    /// No such kind.
+    #[error("unknown frame kind {0}")]
+    Kind(u8),
+    /// A reserved field is not 0.
+    #[error("a reserved field of the frame is not 0")]
+    Reserved,
+    /// Larger than a receiver takes.
+    #[error("the frame's body has {0} bytes; at most {BODY_BYTES_MAX} are taken")]
+    TooLarge(u32),
+    /// The bytes were changed on the way.
+    #[error("the frame's checksum is {said:#010x}, its bytes give {found:#010x}")]
+    Checksum {
+        /// As in the header.
+        said: u32,
+        /// As computed.
+        found: u32,
+    },
+    /// The body does not have the layout of its kind.
+    #[error("a {kind:?} body of {bytes} bytes is malformed: {what}")]
+    Body {
+        /// The frame's kind.
+        kind: Kind,
+        /// Bytes of body.
+        bytes: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// A received frame: its header's fields and its body, a slice of the receive buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What the body is.
+    pub kind: Kind,
+    /// The shard that it is for.
+    pub shard: u16,
+    /// The configuration version of its contents.
+    pub config_version: u32,
+    /// The whole frame as it came: what goes into the log.
+    pub bytes: Bytes,
+}
+
+impl Frame {
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[HEADER_BYTES..]
+    }
+}
+
+/// Begins a frame in `out`: leaves room for the header. Give what it returns to [`finish`].
+pub fn begin(out: &mut BytesMut) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    start
+}
+
+/// Ends the frame that [`begin`] began at `start`: everything after it is the body. Writes header and checksum.
+///
+/// # Panics
+/// If the body is larger than [`BODY_BYTES_MAX`]; callers split before.
+pub fn finish(out: &mut BytesMut, start: usize, kind: Kind, shard: u16, config_version: u32) {
+    let frame = &mut out[start..];
+    let body_bytes = frame.len() - HEADER_BYTES;
+    assert!(body_bytes <= BODY_BYTES_MAX, "a body of {body_bytes} bytes was not split");
+    let (header, body) = frame.split_at_mut(HEADER_BYTES);
+    let mut fields = FrameHeader {
+        magic: MAGIC.into(),
+        wire_version: WIRE_VERSION,
+        kind: kind as u8,
+        shard: shard.into(),
+        body_bytes: (body_bytes as u32).into(),
+        config_version: config_version.into(),
+        reserved: 0.into(),
+        checksum: 0.into(),
+    };
+    fields.checksum = checksum(&fields, body).into();
+    header.copy_from_slice(fields.as_bytes());
+}
+
+/// A whole frame with this body, for frames that are not built in place.
+pub fn frame(kind: Kind, shard: u16, config_version: u32, body: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(HEADER_BYTES + body.len());
+    let start = begin(&mut out);
+    out.extend_from_slice(body);
+    finish(&mut out, start, kind, shard, config_version);
+    out.freeze()
+}
+
+/// How many bytes the frame at the front of `received` has, header included, or `None` while that is unknown. Checks
+/// everything that the header alone can tell, so that no buffer is ever sized by a stranger's number.
+///
+/// # Errors
+/// If these bytes cannot become a frame.
+pub fn frame_bytes(received: &[u8]) -> Result<Option<usize>, FrameError> {
+    let Ok((header, _)) = FrameHeader::ref_from_prefix(received) else {
+        return Ok(None);
+    };
+    if header.magic.get() != MAGIC {
+        return Err(FrameError::Magic(header.magic.get()));
+    }
+    if header.wire_version != WIRE_VERSION {
+        return Err(FrameError::Version(header.wire_version));
+    }
+    if Kind::from_wire(header.kind).is_none() {
+        return Err(FrameError::Kind(header.kind));
+    }
+    if header.reserved.get() != 0 {
+        return Err(FrameError::Reserved);
+    }
+    if header.body_bytes.get() as usize > BODY_BYTES_MAX {
+        return Err(FrameError::TooLarge(header.body_bytes.get()));
+    }
+    Ok(Some(HEADER_BYTES + header.body_bytes.get() as usize))
+}
+
+/// Checks one whole frame (of the length that [`frame_bytes`] gave) and takes it apart without copying.
+///
+/// # Errors
+/// If the header or the checksum is wrong.
+pub fn parse(bytes: Bytes) -> Result<Frame, FrameError> {
+    let whole = frame_bytes(&bytes)?;
+    assert!(whole == Some(bytes.len()), "the caller splits at frame borders");
+    let (header, body) = FrameHeader::ref_from_prefix(&bytes).expect("whole");
+    let (said, found) = (header.checksum.get(), checksum(header, body));
+    if said != found {
+        return Err(FrameError::Checksum { said, found });
+    }
+    let (kind, shard) = (Kind::from_wire(header.kind).expect("checked"), header.shard.get());
+    let config_version = header.config_version.get();
+    Ok(Frame { kind, shard, config_version, bytes })
+}
+
+fn checksum(header: &FrameHeader, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&header.as_bytes()[..CHECKSUMMED_HEADER_BYTES]), body)
+}
