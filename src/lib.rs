@@ -23,6 +23,7 @@
 pub mod api;
 pub mod command;
 pub mod protocol;
+pub mod quorum;
 pub mod topology;
 pub mod tuning;
 pub mod wire;
