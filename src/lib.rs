@@ -24,4 +24,5 @@ pub mod api;
 pub mod command;
 pub mod protocol;
 pub mod topology;
+pub mod tuning;
 pub mod wire;
