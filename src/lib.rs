@@ -24,6 +24,7 @@ pub mod api;
 pub mod command;
 pub mod protocol;
 pub mod quorum;
+pub mod store;
 pub mod topology;
 pub mod tuning;
 pub mod wire;
