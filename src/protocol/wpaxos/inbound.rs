@@ -49,6 +49,11 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
+    /// A stream of which nothing has come yet.
+    pub(super) fn of(id: StreamId) -> Self {
+        Self { id: Some(id), ..Self::default() }
+    }
+
     /// Announces a frame whose entries are about to be pushed.
     pub(super) fn push_frame(&mut self, bytes: &Bytes) {
         self.frames.push_back(TakenFrame { bytes: bytes.clone(), live: 0 });

@@ -351,7 +351,7 @@ impl WPaxos {
             let last = inbound.last_seq;
             self.drop_entries(from, last);
         }
-        self.inbound[from.index()] = super::Inbound { id: Some(head.stream), ..Default::default() };
+        self.inbound[from.index()] = super::Inbound::of(head.stream);
     }
 
     fn take_entries(
@@ -521,7 +521,7 @@ impl WPaxos {
         if inbound.id.is_some_and(|id| id != skip.stream) || inbound.id.is_none() {
             let last = inbound.last_seq;
             self.drop_entries(from, last);
-            self.inbound[from.index()] = super::Inbound { id: Some(skip.stream), ..Default::default() };
+            self.inbound[from.index()] = super::Inbound::of(skip.stream);
         }
         let (to, watermark) = (skip.to_seq.get(), self.inbound[from.index()].watermark);
         if to <= watermark {
