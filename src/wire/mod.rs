@@ -19,7 +19,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
 /// The version of the frame layout and of all bodies.
 pub const WIRE_VERSION: u8 = 1;
 /// The largest body that a receiver takes, in bytes.
-pub const BODY_BYTES_MAX: usize = 16 << 20;
+pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = size_of::<FrameHeader>();
 
