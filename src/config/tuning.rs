@@ -135,7 +135,7 @@ impl Tuning {
 
     fn system_bounds(&self) -> [Bounds; 3] {
         [
-            ("sockets.read_bytes", self.sockets.read_bytes as u64, 4096, BODY_BYTES_MAX as u64),
+            ("sockets.read_bytes", self.sockets.read_bytes as u64, 4096, 16 << 20),
             ("placement.ring_depth", self.placement.ring_depth as u64, 16, 32_768),
             // The runtime refuses less.
             ("placement.io_memory_bytes", self.placement.io_memory_bytes as u64, 65_536, 1 << 30),
