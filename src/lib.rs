@@ -15,6 +15,8 @@
 //! | [`wire`] | frames: headers, checksums, splitting a byte stream without copying it |
 //! | [`api`] | what clients speak: native frames |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
+//! | [`server`], [`local`] | one replica; a whole cluster in one process |
+//! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //!
 //! Imports go down only: `shard` and `client` → `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
@@ -22,7 +24,11 @@
 
 pub mod api;
 pub mod command;
+pub mod failure;
+pub mod local;
 pub mod protocol;
+pub mod server;
+pub mod shard;
 pub mod topology;
 pub mod tuning;
 pub mod wire;

@@ -1,1 +1,3 @@
+//! The `wpaxos` binary: see `wpaxos --help`.
+
 fn main() {}
