@@ -54,7 +54,7 @@ pub struct Zone {
 
 /// Which sets of nodes are quorums of phase 1 and phase 2 (`protocol.md` §2), as configured.
 ///
-/// `Quorums` checks it against the cluster and answers questions.
+/// [`crate::quorum::Quorums`] checks it against the cluster and answers questions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum QuorumSpec {
     /// WPaxos: phase 1 needs `node_failures + 1` nodes in each of all but `zone_failures` zones, phase 2 all but
