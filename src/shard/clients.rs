@@ -237,9 +237,9 @@ impl Clients {
         self.held.iter().filter_map(|key| self.clients.get(*key)?.queue.next_release()).min()
     }
 
-    /// Whether nothing is unsent.
-    pub(super) fn is_drained(&mut self) -> bool {
-        self.clients.iter_mut().all(|(_, client)| client.queue.len() == 0)
+    /// Bytes unsent to all of them.
+    pub(super) fn queue_bytes(&mut self) -> usize {
+        self.clients.iter_mut().map(|(_, client)| client.queue.len()).sum()
     }
 }
 

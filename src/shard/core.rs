@@ -26,6 +26,8 @@ use crate::{
 
 /// A connection says hello within this time.
 const HELLO_TIMEOUT_US: u64 = 5_000_000;
+/// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
+const VALUE_BYTES_MAX: usize = 1 << 20;
 
 /// A shard: its protocol, its connections and what is under way between them.
 pub(super) struct Core<P> {
@@ -259,6 +261,9 @@ impl<P: Protocol> Core<P> {
         let key = self.waiting.insert(Waiting::Client { client, id: command.id() });
         let reply_to = ReplyTo(key.to_token());
         self.protocol.on_request(now, Request { reply_to, zone, read, command, frame }, &mut self.out);
+        if self.out.value_bytes.len() >= VALUE_BYTES_MAX {
+            self.route_replies();
+        }
     }
 
     /// Passes a client's request to the shard that its key belongs to.
@@ -287,6 +292,7 @@ impl<P: Protocol> Core<P> {
         let mut stats: std::collections::BTreeMap<&str, u64> = self.protocol.counters().into_iter().collect();
         stats.extend(self.counters.named());
         stats.insert("io_clients", self.clients.len() as u64);
+        stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
         let body = serde_json::to_vec(&stats).expect("names and numbers become JSON");
         self.clients.push_frame(client, &wire::frame(Kind::Stats, self.shard.0, 0, &body));
@@ -375,7 +381,6 @@ impl<P: Protocol> Core<P> {
             self.protocol.on_durable(now, last, &mut self.out);
         }
         self.route_replies();
-        self.out.clear();
     }
 
     fn route_replies(&mut self) {
@@ -399,6 +404,9 @@ impl<P: Protocol> Core<P> {
                 }
             }
         }
+        self.out.replies.clear();
+        self.out.value_bytes.clear();
+        self.out.value_bytes.shrink_to(4 * VALUE_BYTES_MAX);
     }
 
     fn tick(&mut self, now: Micros) {
@@ -429,7 +437,7 @@ impl<P: Protocol> Core<P> {
     /// When the next turn is due though nothing comes in.
     fn next(&mut self, now: Micros) -> Next {
         if let Some(stop_by) = self.stop_by {
-            let drained = self.waiting.len() == 0 && self.links.is_drained() && self.clients.is_drained();
+            let drained = self.waiting.len() == 0 && self.links.is_drained() && self.clients.queue_bytes() == 0;
             if drained || now >= stop_by {
                 return Next::Stopped;
             }

@@ -127,6 +127,7 @@ fn context(node: &Node, shard: ShardId) -> ShardContext {
         shard,
         incarnation: node.incarnation,
         boot: 1,
+        now: node.now(),
         seed: node.incarnation.rotate_left(17) ^ (u64::from(shard.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
     }
 }

@@ -23,7 +23,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    protocol::Protocol,
+    protocol::{Micros, Protocol},
     topology::{Cluster, NodeId, NodeIndex, ShardId},
     tuning::Tuning,
     wire::{self, Kind},
@@ -65,6 +65,8 @@ pub struct ShardContext {
     pub incarnation: u64,
     /// How often the node has started on that state, from 1.
     pub boot: u64,
+    /// The time at which the protocol begins, on the clock that its inputs carry.
+    pub now: Micros,
     /// For the protocol's random stream: another one for each shard and start.
     pub seed: u64,
 }
