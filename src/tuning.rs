@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// All knobs of a replica.
+/// All knobs of a replica. [`Tuning::load`] reads them from a file, [`Tuning::check`] says whether they can be as they are.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tuning {
