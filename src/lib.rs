@@ -24,6 +24,7 @@
 //! `topology`. Nothing below `protocol` knows a socket, a file, a thread, a clock or a random source.
 
 pub mod api;
+pub mod client;
 pub mod command;
 pub mod config;
 pub mod failure;
