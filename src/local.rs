@@ -112,31 +112,44 @@ pub struct LocalCluster {
 }
 
 impl LocalCluster {
-    /// Starts all nodes and waits until every shard has its links to all peers. `make` makes the protocol of a shard,
-    /// in the shard's thread.
+    /// Starts all nodes as WPaxos replicas and waits until every shard has its links to all peers.
     ///
     /// # Errors
     /// Names what stands in the way, or the links that are missing after a while.
-    pub fn start<P, F>(options: &LocalOptions, make: F) -> Result<Self, StartError>
+    pub fn start(options: LocalOptions) -> Result<Self, StartError> {
+        Self::start_nodes(&options, Server::start)
+    }
+
+    /// The same with another protocol: `make` makes that of a shard, in the shard's thread.
+    ///
+    /// # Errors
+    /// Names what stands in the way, or the links that are missing after a while.
+    pub fn start_with<P, F>(options: LocalOptions, make: F) -> Result<Self, StartError>
     where
         P: Protocol + 'static,
         F: Fn(ShardContext) -> P + Send + Clone + 'static,
     {
+        Self::start_nodes(&options, |server| Server::start_with(server, make.clone()))
+    }
+
+    fn start_nodes(
+        options: &LocalOptions,
+        start: impl Fn(ServerOptions) -> Result<ServerHandle, Failure>,
+    ) -> Result<Self, Failure> {
         options.check()?;
         let mut attempt = 1;
         loop {
-            match Self::start_once(options, make.clone()) {
+            match Self::start_once(options, &start) {
                 Err(Failure::AddressInUse(_)) if options.base_port.is_none() && attempt < PORT_ATTEMPTS => attempt += 1,
                 started => return started,
             }
         }
     }
 
-    fn start_once<P, F>(options: &LocalOptions, make: F) -> Result<Self, StartError>
-    where
-        P: Protocol + 'static,
-        F: Fn(ShardContext) -> P + Send + Clone + 'static,
-    {
+    fn start_once(
+        options: &LocalOptions,
+        start: impl Fn(ServerOptions) -> Result<ServerHandle, Failure>,
+    ) -> Result<Self, Failure> {
         let ports = match options.base_port {
             Some(base) => (0..options.sockets()).map(|port| base + port as u16).collect(),
             None => free_ports(options.sockets())?,
@@ -148,7 +161,7 @@ impl LocalCluster {
             let mut server = ServerOptions::new(Arc::clone(&cluster), member.id, Arc::clone(&tuning));
             server.executors_before = local.servers.len() * usize::from(options.shards);
             server.stop = Arc::clone(&options.stop);
-            local.servers.push(Server::start(server, make.clone())?);
+            local.servers.push(start(server)?);
         }
         local.wait_for_links()?;
         Ok(local)

@@ -11,7 +11,11 @@ use std::{
 
 use crate::{
     failure::{Failure, StartError},
-    protocol::Protocol,
+    protocol::{
+        Protocol,
+        wpaxos::{Config, WPaxos},
+    },
+    quorum::Quorums,
     shard::{Executor, Node, ShardContext, spawn},
     topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
     tuning::Tuning,
@@ -46,34 +50,45 @@ impl ServerOptions {
 pub struct Server;
 
 impl Server {
-    /// Starts one replica and waits until all of its shards listen. `make` makes the protocol of a shard, in the
-    /// shard's thread.
+    /// Starts one WPaxos replica and waits until all of its shards listen.
     ///
     /// # Errors
     /// Names what stands in the way.
-    pub fn start<P, F>(options: ServerOptions, make: F) -> Result<ServerHandle, StartError>
+    pub fn start(options: ServerOptions) -> Result<ServerHandle, StartError> {
+        Self::start_with(options, wpaxos)
+    }
+
+    /// The same with another protocol: `make` makes that of a shard, in the shard's thread.
+    ///
+    /// # Errors
+    /// Names what stands in the way.
+    pub fn start_with<P, F>(options: ServerOptions, make: F) -> Result<ServerHandle, StartError>
     where
         P: Protocol + 'static,
         F: Fn(ShardContext) -> P + Send + Clone + 'static,
     {
         let ServerOptions { cluster, node: id, tuning, executors_before, stop, facts } = options;
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
+        let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
         let addresses = cluster.member(index).shards.clone();
         for address in &addresses {
             check_free(*address)?;
         }
         let cores = cores_for(&tuning, executors_before, addresses.len());
-        let facts = facts_of(&cluster, index, &tuning, cores.as_deref(), facts);
+        let mut all_facts = facts_of(&cluster, index, &tuning, cores.as_deref());
+        all_facts.insert("quorum".to_owned(), quorums.describe());
+        all_facts.extend(facts);
         tracing::info!(
             node = %id,
             cluster = %cluster.name,
             shards = cluster.shards,
             listens = ?addresses,
-            pinning = %facts["pinning"],
+            pinning = %all_facts["pinning"],
+            quorum = %all_facts["quorum"],
             tuning = %tuning.name,
             "starting; durability none: state is in memory and is lost on exit"
         );
-        let node = Arc::new(Node::new(cluster, tuning, index, random_incarnation(id), facts, stop));
+        let node = Arc::new(Node::new(cluster, tuning, index, random_incarnation(id), all_facts, stop));
         let mut handle = ServerHandle { node: Arc::clone(&node), executors: Vec::with_capacity(addresses.len()) };
         for shard in 0..addresses.len() {
             let core = cores.as_ref().map(|cores| cores[shard]);
@@ -238,26 +253,19 @@ fn cores_for(tuning: &Tuning, before: usize, shards: usize) -> Option<Vec<usize>
     Some(cores.to_vec())
 }
 
-fn facts_of(
-    cluster: &Cluster,
-    index: NodeIndex,
-    tuning: &Tuning,
-    cores: Option<&[usize]>,
-    more: BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
+fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, cores: Option<&[usize]>) -> BTreeMap<String, String> {
     let steal = match cluster.steal {
         StealPolicy::None => "none".to_owned(),
         policy => format!("{policy:?}"),
     };
     let pinning = cores.map_or_else(|| "unpinned".to_owned(), |cores| format!("cores {cores:?}"));
-    let mut facts = BTreeMap::from(
+    BTreeMap::from(
         [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("node", cluster.member(index).id.to_string()),
             ("zones", cluster.zones.len().to_string()),
             ("nodes", cluster.nodes.len().to_string()),
             ("shards", cluster.shards.to_string()),
-            ("quorum", format!("{:?}", cluster.quorum)),
             ("initial_owner", format!("{:?}", cluster.initial_owner)),
             ("steal", steal),
             ("wan", if cluster.wan.is_some() { "emulated" } else { "none" }.to_owned()),
@@ -266,9 +274,14 @@ fn facts_of(
             ("pinning", pinning),
         ]
         .map(|(name, fact)| (name.to_owned(), fact)),
-    );
-    facts.extend(more);
-    facts
+    )
+}
+
+/// The protocol of a shard as replicas run it.
+fn wpaxos(context: ShardContext) -> WPaxos {
+    let ShardContext { cluster, tuning, node, shard, incarnation, now, .. } = context;
+    let config = Config::new(&cluster, &tuning, node, shard.0, incarnation);
+    WPaxos::new(config.expect("the quorums were checked before the shards were started"), now)
 }
 
 /// A number that no other start of this node has. The standard library's hash keys come from the system's random source.

@@ -43,7 +43,7 @@ fn start(cluster: &Cluster, node: NodeId) -> ServerHandle {
 }
 
 fn start_with(cluster: &Cluster, node: NodeId, tuning: Tuning) -> ServerHandle {
-    Server::start(ServerOptions::new(Arc::new(cluster.clone()), node, Arc::new(tuning)), echo).unwrap()
+    Server::start_with(ServerOptions::new(Arc::new(cluster.clone()), node, Arc::new(tuning)), echo).unwrap()
 }
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -243,7 +243,7 @@ fn clients_that_do_not_fit_and_hostile_bytes_are_refused_and_the_shard_lives_on(
 #[test]
 fn pipelined_requests_are_all_answered_and_wrong_shards_reached_through_the_mailbox() {
     let options = LocalOptions { name: "test".into(), zones: 1, nodes: 2, shards: 2, ..LocalOptions::default() };
-    let local = LocalCluster::start(&options, echo).unwrap();
+    let local = LocalCluster::start_with(options, echo).unwrap();
     let mut client = Raw::client(local.seeds()[1], None);
     let keys: Vec<Vec<u8>> = (0..2000).map(|n| format!("key-{n}").into_bytes()).collect();
     for keys in keys.chunks(50) {
@@ -381,14 +381,14 @@ fn an_address_in_use_is_named() {
     let _taken = TcpListener::bind(addresses[1]).unwrap();
     let cluster = cluster(&addresses);
     let options = ServerOptions::new(Arc::new(cluster.clone()), NodeId::new(1, 2), Arc::default());
-    let failure = Server::start(options, echo).err().unwrap();
+    let failure = Server::start_with(options, echo).err().unwrap();
     assert_eq!(failure, Failure::AddressInUse(addresses[1]));
     assert_eq!(failure.exit_code(), 3);
 
     // Neither does a second replica share the address of a living one.
     let server = start(&cluster, NodeId::new(1, 1));
     let options = ServerOptions::new(Arc::new(cluster), NodeId::new(1, 1), Arc::default());
-    assert_eq!(Server::start(options, echo).err().unwrap(), Failure::AddressInUse(addresses[0]));
+    assert_eq!(Server::start_with(options, echo).err().unwrap(), Failure::AddressInUse(addresses[0]));
     server.stop().unwrap();
 }
 
@@ -396,7 +396,7 @@ fn an_address_in_use_is_named() {
 fn distance_is_emulated_on_links_and_to_clients() {
     let wan = Some(WanMatrix::uniform(2, 40_000));
     let options = LocalOptions { name: "test".into(), zones: 2, wan, ..LocalOptions::default() };
-    let local = LocalCluster::start(&options, echo).unwrap();
+    let local = LocalCluster::start_with(options, echo).unwrap();
     let timed = |zone, action| {
         let mut client = Raw::client(local.seeds()[0], Some(zone));
         let started = Instant::now();
