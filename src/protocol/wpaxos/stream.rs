@@ -1,7 +1,10 @@
 //! The accept stream that this node issues (`protocol.md` §5): numbered entries of many objects, encoded once into frames
 //! that go to every peer and into the log, and kept while somebody may still need them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::Bound::{Excluded, Included},
+};
 
 use bytes::{Bytes, BytesMut};
 use zerocopy::IntoBytes;
@@ -181,7 +184,7 @@ impl OwnStream {
         }
         let entries_bytes = buffer.len() - BATCH_START;
         let mut withdrawn = 0;
-        for seq in self.withdrawn.range(self.announced + 1..=self.committed) {
+        for seq in self.withdrawn.range((Excluded(self.announced), Included(self.committed))) {
             buffer.extend_from_slice(&seq.to_le_bytes());
             withdrawn += 1;
         }
@@ -212,7 +215,7 @@ impl OwnStream {
         let mut buffer = BytesMut::with_capacity(BATCH_START);
         buffer.extend_from_slice(&[0; BATCH_START]);
         let mut withdrawn = 0;
-        for seq in self.withdrawn.range(from + 1..=to) {
+        for seq in self.withdrawn.range((Excluded(from), Included(to))) {
             buffer.extend_from_slice(&seq.to_le_bytes());
             withdrawn += 1;
         }
