@@ -16,6 +16,8 @@
 //! | [`wire`] | frames: headers, checksums, splitting a byte stream without copying it |
 //! | [`api`] | what clients speak: native frames |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
+//! | [`server`], [`local`] | one replica; a whole cluster in one process |
+//! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //!
 //! Imports go down only: `shard` and `client` → `config`, `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
@@ -25,8 +27,13 @@ pub mod api;
 pub mod client;
 pub mod command;
 pub mod config;
+pub mod failure;
+pub mod local;
 pub mod protocol;
 pub mod quorum;
+pub mod server;
+pub mod shard;
+pub mod store;
 pub mod topology;
 pub mod tuning;
 pub mod wire;

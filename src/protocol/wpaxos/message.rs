@@ -367,8 +367,8 @@ impl<'a> Reader<'a> {
     where
         T: FromBytes + KnownLayout + Immutable + Unaligned,
     {
-        let (row, rest) = <[T]>::ref_from_prefix_with_elems(self.rest, count)
-            .map_err(|_| self.wrong("it ends within a row"))?;
+        let (row, rest) =
+            <[T]>::ref_from_prefix_with_elems(self.rest, count).map_err(|_| self.wrong("it ends within a row"))?;
         self.rest = rest;
         Ok(row)
     }
