@@ -161,7 +161,7 @@ impl NewCommand<'_> {
             client: self.client.into(),
             id: self.id.into(),
             op: op as u8,
-            flags: u8::from(self.retry) * FLAG_RETRY | kind << FLAG_EXPECT_SHIFT,
+            flags: (u8::from(self.retry) * FLAG_RETRY) | (kind << FLAG_EXPECT_SHIFT),
             key_bytes: (self.key.len() as u16).into(),
             value_bytes: (value.len() as u32).into(),
             expect_bytes: (expect.len() as u32).into(),

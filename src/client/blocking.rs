@@ -1,9 +1,15 @@
 //! One request at a time: for one-off commands, tests and set-up.
 
-use super::{Ambiguity, Client, ClientError, SubmitError};
+use std::time::{Duration, Instant};
+
+use super::{
+    Ambiguity, Client, ClientError, Outcome, SubmitError,
+    handshake::{self, Conversation},
+};
 use crate::{
-    command::{Expect, Status},
+    command::{Action, Expect, Status},
     topology::NodeId,
+    wire::{self, Kind},
 };
 
 /// How a CompareAndSwap ended.
@@ -39,6 +45,9 @@ pub enum RequestError {
     /// A write that was executed, once; what came of it is no longer known.
     #[error("it was executed once, but its result is no longer known")]
     Duplicate,
+    /// The answer is none that this operation can have.
+    #[error("the replica's answer does not go with the request; what happened is unknown")]
+    WrongAnswer,
     /// There is no such node or shard.
     #[error("the cluster has no shard {shard} of node {node}")]
     NoSuchShard {
@@ -52,13 +61,40 @@ pub enum RequestError {
     Client(#[from] ClientError),
 }
 
+/// How often a read is issued anew that an earlier attempt has used up.
+const READS_MAX: u32 = 4;
+
+/// An answer that outlives the callback.
+struct Answer {
+    ended: Ended,
+    version: u64,
+}
+
+enum Ended {
+    Value(Vec<u8>),
+    Done,
+    NotFound,
+    CasFailed,
+    Duplicate,
+    Refused(Status),
+    Ambiguous(Ambiguity),
+}
+
 impl Client {
     /// Reads a key: its value and version, or `None` if it has no value. Blocks.
     ///
     /// # Errors
     /// See [`RequestError`]. A read has no effect, so it may always be repeated.
     pub fn get(&mut self, key: &[u8]) -> Result<Option<(Vec<u8>, u64)>, RequestError> {
-        let _ = key;
+        for _ in 0..READS_MAX {
+            let answer = self.call(Action::Get, key)?;
+            match answer.ended {
+                Ended::Value(value) => return Ok(Some((value, answer.version))),
+                Ended::NotFound => return Ok(None),
+                Ended::Duplicate => {}
+                ended => return Err(ended.into_error()),
+            }
+        }
         Err(RequestError::Duplicate)
     }
 
@@ -67,8 +103,11 @@ impl Client {
     /// # Errors
     /// See [`RequestError`]; [`RequestError::Duplicate`] means that it was set, and only the version is unknown.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<u64, RequestError> {
-        let _ = (key, value);
-        Err(RequestError::Duplicate)
+        let answer = self.call(Action::Put(value), key)?;
+        match answer.ended {
+            Ended::Done => Ok(answer.version),
+            ended => Err(ended.into_error()),
+        }
     }
 
     /// Removes a key's value; gives the object's new version, or `None` if it had no value. Blocks.
@@ -76,8 +115,12 @@ impl Client {
     /// # Errors
     /// See [`RequestError`].
     pub fn delete(&mut self, key: &[u8]) -> Result<Option<u64>, RequestError> {
-        let _ = key;
-        Err(RequestError::Duplicate)
+        let answer = self.call(Action::Delete, key)?;
+        match answer.ended {
+            Ended::Done => Ok(Some(answer.version)),
+            Ended::NotFound => Ok(None),
+            ended => Err(ended.into_error()),
+        }
     }
 
     /// Sets a key if it is as expected. Blocks.
@@ -85,8 +128,12 @@ impl Client {
     /// # Errors
     /// See [`RequestError`].
     pub fn compare_and_swap(&mut self, key: &[u8], expect: Expect<'_>, value: &[u8]) -> Result<Swap, RequestError> {
-        let _ = (key, expect, value);
-        Err(RequestError::Duplicate)
+        let answer = self.call(Action::CompareAndSwap { expect, value }, key)?;
+        match answer.ended {
+            Ended::Done => Ok(Swap::Swapped { version: answer.version }),
+            Ended::CasFailed => Ok(Swap::Failed { version: answer.version }),
+            ended => Err(ended.into_error()),
+        }
     }
 
     /// The counters of one shard of one node, over a connection of its own: pipelined requests may be in flight. Blocks for
@@ -95,6 +142,57 @@ impl Client {
     /// # Errors
     /// If there is no such shard, it cannot be reached, or its answer makes no sense.
     pub fn stats(&self, node: NodeId, shard: u16) -> Result<serde_json::Value, RequestError> {
-        Err(RequestError::NoSuchShard { node, shard })
+        let shards = usize::from(self.welcome.shards);
+        let index = self.routing.index_of(node).filter(|_| shard < self.welcome.shards);
+        let Some(index) = index.map(|index| index.index() * shards + usize::from(shard)) else {
+            return Err(RequestError::NoSuchShard { node, shard });
+        };
+        let hello = handshake::hello(Some(self.welcome.cluster.clone()), self.client_id, self.options.zone);
+        let deadline = Instant::now() + self.options.request_timeout;
+        let address = &self.connections[index].address;
+        let (mut conversation, _) = Conversation::open(address, &hello, shard, deadline)?;
+        conversation.send(&wire::frame(Kind::StatsRequest, shard, 0, &[]))?;
+        let body = conversation.receive(Kind::Stats)?;
+        Ok(conversation.json(&body)?)
+    }
+
+    fn call(&mut self, action: Action<'_>, key: &[u8]) -> Result<Answer, RequestError> {
+        if self.in_flight() > 0 {
+            return Err(RequestError::InFlight(self.in_flight()));
+        }
+        self.submit(action, key, 0)?;
+        let mut answer = None;
+        while answer.is_none() {
+            self.poll(Duration::from_millis(100), &mut |completion| {
+                answer = Some(Answer { ended: completion.outcome.into(), version: completion.version });
+            })?;
+        }
+        Ok(answer.expect("the loop ends with an answer"))
+    }
+}
+
+impl From<Outcome<'_>> for Ended {
+    fn from(outcome: Outcome<'_>) -> Self {
+        match outcome {
+            Outcome::Value(value) => Self::Value(value.to_vec()),
+            Outcome::Done => Self::Done,
+            Outcome::NotFound => Self::NotFound,
+            Outcome::CasFailed => Self::CasFailed,
+            Outcome::Duplicate => Self::Duplicate,
+            Outcome::Refused(status) => Self::Refused(status),
+            Outcome::Ambiguous(why) => Self::Ambiguous(why),
+        }
+    }
+}
+
+impl Ended {
+    /// What to tell a caller that this is no result for.
+    fn into_error(self) -> RequestError {
+        match self {
+            Self::Duplicate => RequestError::Duplicate,
+            Self::Refused(status) => RequestError::Refused(status),
+            Self::Ambiguous(why) => RequestError::Ambiguous(why),
+            Self::Value(_) | Self::Done | Self::NotFound | Self::CasFailed => RequestError::WrongAnswer,
+        }
     }
 }

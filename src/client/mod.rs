@@ -37,18 +37,31 @@
 //! # }
 //! ```
 
-use std::{fmt, io, time::Duration};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    io,
+    time::{Duration, Instant, SystemTime},
+};
 
 use crate::{
     api::native::ClientWelcome,
-    command::{Action, CommandError, Op, Status},
-    protocol::ReadMode,
-    topology::NodeId,
+    command::{Action, CommandError, NewCommand, Op, Status},
+    protocol::{Micros, ReadMode},
+    topology::{NodeId, token_of},
 };
 
 pub use blocking::{RequestError, Swap};
 
+use {connection::Connection, requests::Requests, routing::Routing};
+
 mod blocking;
+mod connection;
+mod driver;
+mod failover;
+mod handshake;
+mod requests;
+mod routing;
 
 /// How to reach a cluster, and what to do when parts of it do not answer.
 #[derive(Clone, Debug)]
@@ -80,6 +93,8 @@ pub struct Options {
     pub in_flight_bytes_max: usize,
 }
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 impl Options {
     /// The defaults, with these seeds: addresses or `host:port`.
     pub fn to<S: ToString>(seeds: impl IntoIterator<Item = S>) -> Self {
@@ -91,8 +106,8 @@ impl Options {
         match self {
             _ if self.seeds.is_empty() => Err(ClientError::NoSeeds),
             _ if self.client_id == Some(0) => wrong("client_id must not be 0"),
-            _ if self.request_timeout.is_zero() => wrong("request_timeout must be longer than 0"),
-            _ if self.attempt_timeout.is_zero() => wrong("attempt_timeout must be longer than 0"),
+            _ if self.request_timeout < MILLISECOND => wrong("request_timeout must be at least 1 ms"),
+            _ if self.attempt_timeout < MILLISECOND => wrong("attempt_timeout must be at least 1 ms"),
             _ if self.attempts_max == 0 => wrong("attempts_max must be at least 1"),
             _ if self.in_flight_max == 0 => wrong("in_flight_max must be at least 1"),
             _ if self.in_flight_max > 1 << 24 => wrong("in_flight_max must be at most 16,777,216"),
@@ -307,7 +322,26 @@ pub struct Counters {
 
 /// A client of one cluster, for one thread. See the [module](self) for the contract.
 pub struct Client {
+    options: Options,
     welcome: ClientWelcome,
+    client_id: u64,
+    routing: Routing,
+    requests: Requests,
+    /// By node, then shard.
+    connections: Vec<Connection>,
+    /// Those that have something to write.
+    dirty: Vec<usize>,
+    /// Requests whose end was decided here and not by an answer; they stay open until they are handed out.
+    ended: Vec<(u64, Outcome<'static>)>,
+    poll: mio::Poll,
+    events: mio::Events,
+    started: Instant,
+    now: Micros,
+    /// No connection needs attention before this.
+    connections_due: Micros,
+    /// State of a small generator, for jitter only.
+    random: u64,
+    counters: Counters,
 }
 
 impl Client {
@@ -317,7 +351,29 @@ impl Client {
     /// If an option is out of range, no seed answers in time, all seeds refuse, or what they say does not fit.
     pub fn connect(options: Options) -> Result<Self, ClientError> {
         options.check()?;
-        Err(ClientError::NoSeeds)
+        let client_id = options.client_id.unwrap_or_else(random_nonzero);
+        let (address, welcome) = handshake::ask_seeds(&options, client_id)?;
+        let routing = Routing::new(&welcome, &address, options.zone, options.follow_hints)?;
+        let connections = connections_of(&welcome, &routing);
+        // Ids rise even if an earlier process used the same client id, as long as it sent less than one a microsecond.
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            requests: Requests::new(since_1970.as_micros() as u64 + 1),
+            options,
+            welcome,
+            client_id,
+            routing,
+            connections,
+            dirty: Vec::new(),
+            ended: Vec::new(),
+            poll: mio::Poll::new()?,
+            events: mio::Events::with_capacity(256),
+            started: Instant::now(),
+            now: Micros(0),
+            connections_due: Micros(u64::MAX),
+            random: random_nonzero(),
+            counters: Counters::default(),
+        })
     }
 
     /// Takes a request: encodes it for the shard of `key` and keeps a copy for sending it again. Nothing is written
@@ -326,8 +382,32 @@ impl Client {
     /// # Errors
     /// If it cannot be encoded, or too much is in flight. It was not taken then.
     pub fn submit(&mut self, action: Action<'_>, key: &[u8], tag: u64) -> Result<(), SubmitError> {
-        let _ = (action, key, tag);
-        Err(SubmitError::Noop)
+        if action == Action::Noop {
+            return Err(SubmitError::Noop);
+        }
+        let (requests, bytes) = (self.requests.len(), self.requests.bytes());
+        if requests >= self.options.in_flight_max || bytes >= self.options.in_flight_bytes_max {
+            return Err(SubmitError::Full { requests, bytes });
+        }
+        if self.dirty.is_empty() {
+            self.update_clock(); // Once for all that go out together.
+        }
+        let request = self.requests.open();
+        let id = request.id;
+        let command = NewCommand { client: self.client_id, id, retry: false, key, action };
+        if let Err(error) = command.encode(&mut request.command) {
+            self.requests.cancel(id);
+            return Err(error.into());
+        }
+        request.tag = tag;
+        request.token = token_of(key);
+        request.submitted = self.now;
+        request.op = op_of(&action);
+        let command_bytes = request.command.len();
+        self.requests.opened(command_bytes);
+        self.counters.submitted += 1;
+        self.dispatch(id);
+        Ok(())
     }
 
     /// Sends what was submitted, receives, and hands each request that ended to `on`; also reconnects and fails over.
@@ -336,16 +416,31 @@ impl Client {
     /// # Errors
     /// If the operating system cannot wait for sockets. What goes wrong with a node is never an error here.
     pub fn poll(&mut self, timeout: Duration, on: &mut dyn FnMut(Completion<'_>)) -> Result<usize, ClientError> {
-        let _ = (timeout, on);
-        Ok(0)
+        self.update_clock();
+        let until = self.now.plus(micros_of(timeout));
+        let before = self.counters.completed;
+        loop {
+            self.run_timers();
+            self.write_dirty();
+            self.deliver_ended(on);
+            let ended = self.counters.completed != before;
+            self.wait_and_receive(if ended { self.now } else { until }, on)?;
+            self.deliver_ended(on);
+            if self.counters.completed != before || self.now >= until {
+                self.write_dirty();
+                return Ok((self.counters.completed - before) as usize);
+            }
+        }
     }
 
     /// Writes what was submitted, as far as the sockets take it, without waiting.
-    pub fn flush(&mut self) {}
+    pub fn flush(&mut self) {
+        self.write_dirty();
+    }
 
     /// How many submitted requests have not ended yet.
     pub fn in_flight(&self) -> usize {
-        0
+        self.requests.len()
     }
 
     /// What the first node to answer said of the cluster: its nodes, shards and facts.
@@ -355,7 +450,7 @@ impl Client {
 
     /// The nodes, sorted by id.
     pub fn nodes(&self) -> &[NodeId] {
-        &[]
+        self.routing.nodes()
     }
 
     /// How many shards every node has.
@@ -365,22 +460,63 @@ impl Client {
 
     /// The zone that this client takes itself to be in.
     pub fn zone(&self) -> u8 {
-        0
+        self.routing.zone()
     }
 
     /// The `client` of its commands.
     pub fn client_id(&self) -> u64 {
-        0
+        self.client_id
     }
 
     /// What it has done so far.
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        self.counters
+    }
+
+    fn update_clock(&mut self) {
+        self.now = Micros(micros_of(self.started.elapsed()));
+    }
+
+    fn jitter(&mut self) -> u8 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 32) as u8
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("cluster", &self.welcome.cluster).finish_non_exhaustive()
+        let mut client = f.debug_struct("Client");
+        client.field("cluster", &self.welcome.cluster).field("id", &self.client_id).field("zone", &self.zone());
+        client.field("in_flight", &self.in_flight()).finish_non_exhaustive()
     }
 }
+
+fn connections_of(welcome: &ClientWelcome, routing: &Routing) -> Vec<Connection> {
+    let mut nodes: Vec<_> = welcome.nodes.iter().collect();
+    nodes.sort_by_key(|node| node.id.parse::<NodeId>().ok().and_then(|id| routing.index_of(id)));
+    let shards = nodes.iter().flat_map(|node| (0..).zip(&node.shards));
+    shards.map(|(shard, address)| Connection::new(address.clone(), shard)).collect()
+}
+
+fn micros_of(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn random_nonzero() -> u64 {
+    RandomState::new().hash_one(Instant::now()).max(1)
+}
+
+fn op_of(action: &Action<'_>) -> Op {
+    match action {
+        Action::Noop => Op::Noop,
+        Action::Get => Op::Get,
+        Action::Put(_) => Op::Put,
+        Action::Delete => Op::Delete,
+        Action::CompareAndSwap { .. } => Op::CompareAndSwap,
+    }
+}
+
+#[cfg(test)]
+mod tests;

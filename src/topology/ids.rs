@@ -159,7 +159,7 @@ pub fn token_of(key: &[u8]) -> u64 {
 /// If `shards` is 0.
 pub fn shard_of(token: u64, shards: u16) -> ShardId {
     assert!(shards > 0, "a cluster has at least one shard");
-    ShardId((u128::from(token) * u128::from(shards) >> 64) as u16)
+    ShardId(((u128::from(token) * u128::from(shards)) >> 64) as u16)
 }
 
 #[cfg(test)]

@@ -265,20 +265,48 @@ pub fn frame_bytes(received: &[u8]) -> Result<Option<usize>, FrameError> {
     Ok(Some(HEADER_BYTES + header.body_bytes.get() as usize))
 }
 
-/// Checks one whole frame (of the length that [`frame_bytes`] gave) and takes it apart without copying.
+/// A received frame whose bytes stay where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameRef<'a> {
+    /// What the body is.
+    pub kind: Kind,
+    /// The shard that it is for.
+    pub shard: u16,
+    /// The configuration version of its contents.
+    pub config_version: u32,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+/// Checks one whole frame (of the length that [`frame_bytes`] gave) and views it.
 ///
 /// # Errors
 /// If the header or the checksum is wrong.
-pub fn parse(bytes: Bytes) -> Result<Frame, FrameError> {
-    let whole = frame_bytes(&bytes)?;
+///
+/// # Panics
+/// If `bytes` are not exactly as many as [`frame_bytes`] says.
+pub fn view(bytes: &[u8]) -> Result<FrameRef<'_>, FrameError> {
+    let whole = frame_bytes(bytes)?;
     assert!(whole == Some(bytes.len()), "the caller splits at frame borders");
-    let (header, body) = FrameHeader::ref_from_prefix(&bytes).expect("whole");
+    let (header, body) = FrameHeader::ref_from_prefix(bytes).expect("whole");
     let (said, found) = (header.checksum.get(), checksum(header, body));
     if said != found {
         return Err(FrameError::Checksum { said, found });
     }
     let (kind, shard) = (Kind::from_wire(header.kind).expect("checked"), header.shard.get());
-    let config_version = header.config_version.get();
+    Ok(FrameRef { kind, shard, config_version: header.config_version.get(), body })
+}
+
+/// Checks one whole frame (of the length that [`frame_bytes`] gave) and takes it apart without copying, for whoever
+/// keeps its bytes.
+///
+/// # Errors
+/// If the header or the checksum is wrong.
+///
+/// # Panics
+/// If `bytes` are not exactly as many as [`frame_bytes`] says.
+pub fn parse(bytes: Bytes) -> Result<Frame, FrameError> {
+    let FrameRef { kind, shard, config_version, .. } = view(&bytes)?;
     Ok(Frame { kind, shard, config_version, bytes })
 }
 

@@ -1,5 +1,417 @@
 //! WPaxos: multi-leader wide-area Paxos with flexible quorums and object stealing.
+//!
+//! "WPaxos: Wide Area Network Flexible Consensus" (arXiv 1703.08905v4), cited as §; what the paper leaves open is marked
+//! *ours* in `docs/protocol.md`. One [`WPaxos`] is one shard of one node:
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `message` | the sequence chart and the bytes |
+//! | `object` | what a node keeps per object |
+//! | `phase1` | taking an object: candidate and acceptor |
+//! | `phase2` | the accept stream: owner and receiver; `stream` and `inbound` are its two ends' memory |
+//! | `requests` | requests that wait, forwarding, and answers |
+//! | `read` | reads confirmed by a round |
+//! | `steal` | policies and Handover |
+//! | `catchup` | gaps, state transfer, dead streams |
+//! | `membership` | who is alive, who is near |
 
 mod ballot;
+mod catchup;
+mod config;
+mod forward;
+mod inbound;
+pub mod invariants;
+mod link;
+mod membership;
+mod message;
+mod object;
+mod phase1;
+mod phase2;
+mod read;
+mod requests;
+mod steal;
+mod stream;
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
 
 pub use ballot::Ballot;
+pub use config::Config;
+use inbound::Inbound;
+use link::Link;
+use message::StreamId;
+use object::{Leading, Object, ObjectIndex, Objects, Role, Source, Tail};
+use read::Reads;
+use requests::{RequestKey, Requests};
+use steal::Distances;
+use stream::OwnStream;
+
+use crate::{
+    command::Command,
+    protocol::{Micros, Outputs, Protocol, Record, RecordId, Request},
+    store::ObjectState,
+    topology::{NodeIndex, NodeSet},
+    wire::{Frame, FrameError, Kind},
+};
+
+/// A row of elements is cut into frames of about this many bytes.
+const SPLIT_BYTES: usize = 256 << 10;
+/// How often requests, orphans and distances are looked at, in microseconds.
+const CHECK_US: u64 = 25_000;
+
+/// What becomes true here when a record of this node's own is durable.
+#[derive(Clone, Debug)]
+enum OwnRecord {
+    /// The owner counts itself for its stream up to this number.
+    Stream(u64),
+    /// These promises to itself count.
+    Promises(Vec<(ObjectIndex, Ballot)>),
+}
+
+/// A random stream: splitmix64, seeded, cloned with the state it belongs to.
+#[derive(Clone, Debug)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+macro_rules! counters {
+    ($($name:ident: $doc:literal,)*) => {
+        /// What this shard has done since its start.
+        #[derive(Clone, Debug, Default)]
+        struct Counters {
+            $(#[doc = $doc] $name: u64,)*
+        }
+
+        impl Counters {
+            fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    proposed: "Entries given a number in this node's stream.",
+    committed: "Of those, committed.",
+    withdrawn: "Of those, withdrawn.",
+    batches: "Frames of this node's stream.",
+    learned: "Entries of other streams executed.",
+    refused: "Entries of other streams refused.",
+    refusals: "Refusals of this node's entries.",
+    reads: "Reads answered after a round.",
+    read_rounds: "Rounds asked.",
+    rounds_repeated: "Rounds asked again.",
+    forwarded: "Requests passed to another node.",
+    redirected: "Forwarded requests sent back with the owner's name.",
+    overloaded: "Requests refused because too much was in flight.",
+    timeouts: "Requests that ended in a time-out.",
+    phase1_started: "Phase 1 begun for an object.",
+    phase1_won: "Phase 1 ended in leading.",
+    rejected: "Prepares of this node that were beaten.",
+    prepares_repeated: "Prepares sent again.",
+    promises: "Promises given.",
+    deposed: "Leads lost.",
+    noops: "Empty slots filled.",
+    taken_over: "Slots of earlier owners proposed again.",
+    handovers_sent: "Objects offered to another zone.",
+    steals: "Offers of another zone's owner followed.",
+    installed: "States installed.",
+    states_asked: "States asked for.",
+    states_sent: "States sent.",
+    skips: "Receivers that this node's stream no longer reached back for.",
+    orphans: "Objects of dead streams taken into phase 1.",
+}
+
+/// One shard of one node.
+#[derive(Clone, Debug)]
+pub struct WPaxos {
+    config: Config,
+    objects: Objects,
+    /// This node's own stream, and per node its stream as received here.
+    stream: OwnStream,
+    inbound: Vec<Inbound>,
+    links: Vec<Link>,
+    requests: Requests,
+    reads: Reads,
+    distances: Distances,
+    random: Random,
+    counters: Counters,
+    stopping: bool,
+
+    /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
+    eager: NodeSet,
+    /// Everybody is eager: the nearest Q2 does not answer.
+    all_eager: bool,
+    /// When the watermark last moved, or had nothing to move over.
+    progress_at: Micros,
+    checked_at: Micros,
+
+    /// The log: the last record handed out, what waits for durability, and records of this turn.
+    logged: RecordId,
+    own_records: VecDeque<(RecordId, OwnRecord)>,
+    records: Vec<Record>,
+    own_durable: u64,
+
+    /// Candidacies whose Prepare leaves at the end of the turn, and when to send Prepares again.
+    new_candidacies: Vec<(ObjectIndex, Ballot)>,
+    prepare_timers: BTreeSet<(Micros, ObjectIndex)>,
+    gaps: VecDeque<(Micros, ObjectIndex)>,
+
+    /// What an input leaves to be done at its end.
+    orphaned_requests: Vec<RequestKey>,
+    ready_requests: Vec<RequestKey>,
+    executable: Vec<ObjectIndex>,
+
+    scratch_keys: Vec<RequestKey>,
+    scratch_bytes: Vec<u8>,
+}
+
+impl WPaxos {
+    /// A shard that knows nothing yet.
+    pub fn new(config: Config, now: Micros) -> Self {
+        let nodes = config.nodes.len();
+        let link = |node| Link::new(NodeIndex(node as u8), config.shard, config.version, now);
+        let id = StreamId { incarnation: config.incarnation.into(), boot: config.boot.into() };
+        let mut wpaxos = Self {
+            objects: Objects::new(config.seed),
+            stream: OwnStream::new(id),
+            inbound: vec![Inbound::default(); nodes],
+            links: (0..nodes).map(link).collect(),
+            requests: Requests::new(),
+            reads: Reads::new(),
+            distances: Distances::new(config.zones),
+            random: Random(config.seed),
+            counters: Counters::default(),
+            stopping: false,
+            eager: NodeSet::EMPTY,
+            all_eager: true,
+            progress_at: now,
+            checked_at: now,
+            logged: RecordId(0),
+            own_records: VecDeque::new(),
+            records: Vec::new(),
+            own_durable: 0,
+            new_candidacies: Vec::new(),
+            prepare_timers: BTreeSet::new(),
+            gaps: VecDeque::new(),
+            orphaned_requests: Vec::new(),
+            ready_requests: Vec::new(),
+            executable: Vec::new(),
+            scratch_keys: Vec::new(),
+            scratch_bytes: Vec::new(),
+            config,
+        };
+        wpaxos.learn_matrix();
+        wpaxos
+    }
+
+    /// The object with this key; made on first sight, at its home ballot if it has one.
+    fn object_of(&mut self, key: &[u8]) -> ObjectIndex {
+        let config = &self.config;
+        self.objects.find_or_insert(key, |token| {
+            let home = config.home_of(token);
+            let promised = home.map_or(Ballot::ZERO, |home| Ballot::new(1, 1, home));
+            let leads = home == Some(config.my_id()) && config.leads_at_home && config.version == 1;
+            let leading = Leading { next_slot: 1, settled: 0, round: 0 };
+            Object {
+                key: key.into(),
+                promised,
+                applied: 0,
+                state: ObjectState::default(),
+                tail: Tail::default(),
+                role: if leads { Role::Leading(leading) } else { Role::Idle },
+                own_seq: 0,
+                rare: None,
+            }
+        })
+    }
+
+    /// Who owns an object, as far as this node knows; nobody at round 0.
+    fn owner_of(&self, object: ObjectIndex) -> Option<NodeIndex> {
+        let owner = self.objects[object].promised.owner()?;
+        self.config.nodes.binary_search(&owner).ok().map(|place| NodeIndex(place as u8))
+    }
+
+    fn log_own(&mut self, frame: Bytes) -> RecordId {
+        self.log(self.config.me, frame)
+    }
+
+    fn log_received(&mut self, from: NodeIndex, frame: &Frame) {
+        self.log(from, frame.bytes.clone());
+    }
+
+    fn log(&mut self, from: NodeIndex, frame: Bytes) -> RecordId {
+        self.logged.0 += 1;
+        self.records.push(Record { id: self.logged, from, frame });
+        self.logged
+    }
+
+    fn source_command<'a>(&'a self, source: &'a Source) -> Command<'a> {
+        command_of(&self.stream, &self.inbound, source)
+    }
+
+    /// Ends every input: what it made executable is executed, whom it made ready is served.
+    fn settle(&mut self, now: Micros, out: &mut Outputs) {
+        loop {
+            if let Some(object) = self.executable.pop() {
+                self.after_execution(now, object, out);
+            } else if let Some(request) = self.ready_requests.pop().or_else(|| self.orphaned_requests.pop()) {
+                self.route(now, request);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// One line per message; what each may do is in its handler.
+    fn dispatch(&mut self, now: Micros, from: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError> {
+        match frame.kind {
+            Kind::AcceptBatch => self.on_accept_batch(now, from, frame, out),
+            Kind::Ack | Kind::Resume => self.on_standing(now, from, frame, out),
+            Kind::Skip => self.on_skip(from, frame),
+            Kind::Prepare => self.on_prepares(now, from, frame),
+            Kind::Promise => self.on_promises(now, from, frame),
+            Kind::Reject => self.on_rejects(now, frame),
+            Kind::Forward => self.on_forwards(now, from, frame, out),
+            Kind::ForwardReply => self.on_forward_replies(now, from, frame, out),
+            Kind::Handover => self.on_handovers(now, frame),
+            Kind::Confirm => self.on_confirm(from, frame, out),
+            Kind::ConfirmReply => self.on_confirm_reply(now, from, frame, out),
+            Kind::Heartbeat => self.on_heartbeat(now, from, frame),
+            Kind::StateRequest => self.on_state_requests(from, frame),
+            Kind::State => self.on_states(now, from, frame),
+            Kind::CatchUpDone => self.on_catch_up_done(from, frame),
+            _ => Err(self.refuse(frame, "peers do not send this kind")),
+        }
+    }
+
+    fn refuse(&self, frame: &Frame, what: &'static str) -> FrameError {
+        FrameError::Body { kind: frame.kind, bytes: frame.body().len(), what }
+    }
+}
+
+/// The command that a tail entry refers to.
+fn command_of<'a>(stream: &'a OwnStream, inbound: &'a [Inbound], source: &'a Source) -> Command<'a> {
+    match source {
+        Source::Own(seq) => stream.command(*seq),
+        Source::Stream(node, seq) => inbound[node.index()].command(*seq),
+        Source::Held(bytes) => Command::view(bytes),
+    }
+}
+
+impl Protocol for WPaxos {
+    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
+        assert!(peer != self.config.me, "a node has no link to itself");
+        self.links[peer.index()].come_up(now);
+        self.inbound[peer.index()].ack_due = false;
+        self.send_standing(peer, Kind::Resume, out);
+        self.choose_eager(now);
+        self.settle(now, out);
+    }
+
+    fn on_link_down(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
+        self.links[peer.index()].go_down(now);
+        self.choose_eager(now);
+        self.settle(now, out);
+    }
+
+    fn on_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError> {
+        if frame.config_version != self.config.version {
+            return Err(self.refuse(frame, "it belongs to another configuration version"));
+        }
+        self.links[peer.index()].heard_at = now;
+        let result = self.dispatch(now, peer, frame, out);
+        self.settle(now, out);
+        result
+    }
+
+    fn on_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs) {
+        self.accept_request(now, request, out);
+    }
+
+    fn on_durable(&mut self, now: Micros, record: RecordId, out: &mut Outputs) {
+        while self.own_records.front().is_some_and(|(own, _)| *own <= record) {
+            match self.own_records.pop_front().expect("just seen").1 {
+                OwnRecord::Stream(seq) => self.own_durable = self.own_durable.max(seq),
+                OwnRecord::Promises(promises) => {
+                    for (object, ballot) in promises {
+                        self.on_own_promise(now, object, ballot);
+                    }
+                }
+            }
+        }
+        self.advance_commit(now, out);
+        self.settle(now, out);
+    }
+
+    fn on_tick(&mut self, now: Micros, out: &mut Outputs) {
+        self.send_heartbeats(now, out);
+        self.check_candidacies(now);
+        self.check_gaps(now);
+        self.check_rounds(now, out);
+        self.pump_catch_up(out);
+        self.check_progress(now);
+        if now.since(self.checked_at) >= CHECK_US {
+            self.checked_at = now;
+            self.check_requests(now, out);
+            self.check_orphans(now);
+            self.choose_eager(now);
+            self.trim_stream();
+        }
+        self.settle(now, out);
+    }
+
+    fn flush(&mut self, now: Micros, out: &mut Outputs) {
+        self.settle(now, out);
+        self.send_prepares(out);
+        if self.flush_at().is_some_and(|at| at <= now) {
+            self.seal_batch();
+        }
+        self.ask_round(now, out);
+        self.settle(now, out);
+        out.records.append(&mut self.records);
+        self.send_acks(out);
+        self.send_stream(now, out);
+        for link in &mut self.links {
+            link.flush(self.logged, out);
+        }
+    }
+
+    fn flush_at(&self) -> Option<Micros> {
+        let open = self.stream.opened_at().map(|at| at.plus(self.config.batch.linger_us));
+        let commit = self.stream.unannounced_since().map(|at| at.plus(self.config.batch.commit_delay_us));
+        match (open, commit) {
+            (Some(open), Some(commit)) => Some(open.min(commit)),
+            (open, commit) => open.or(commit),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.requests.len() == 0
+            && self.reads.is_empty()
+            && self.stream.last_seq() == self.stream.committed
+            && self.flush_at().is_none()
+            && self.prepare_timers.is_empty()
+            && self.links.iter().all(|link| link.held_since.is_none() && link.catch_up.is_none())
+    }
+
+    fn on_stop(&mut self, _now: Micros, out: &mut Outputs) {
+        self.refuse_all(out);
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut list = self.counters.list();
+        list.push(("objects", self.objects.len() as u64));
+        list.push(("waiting_requests", self.requests.len() as u64));
+        list
+    }
+}

@@ -1,0 +1,201 @@
+//! What a node keeps per peer: whether it hears it, how far the peer is in this node's stream, and the frames to it that
+//! are being filled.
+
+use bytes::{Bytes, BytesMut};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::{
+    protocol::{Micros, Outputs, RecordId, Send},
+    topology::NodeIndex,
+    wire::{self, Kind},
+};
+
+/// A frame to one peer that is being filled, or waits for the end of the turn.
+#[derive(Clone, Debug, Default)]
+struct Filling {
+    buffer: BytesMut,
+    /// Full frames of this kind.
+    full: Vec<Bytes>,
+}
+
+/// Kinds that are gathered per peer, element by element.
+const GATHERED: [Kind; 8] = [
+    Kind::Promise,
+    Kind::Reject,
+    Kind::Prepare,
+    Kind::Forward,
+    Kind::ForwardReply,
+    Kind::Handover,
+    Kind::StateRequest,
+    Kind::State,
+];
+
+/// A frame is closed when its body has this many bytes.
+const SPLIT_BYTES: usize = 256 << 10;
+
+/// How far a receiver that missed frames has been brought up to date by state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CatchUp {
+    /// Objects that entries from this number on have touched are sent.
+    pub(super) from_seq: u64,
+    /// The next object to look at.
+    pub(super) cursor: u32,
+}
+
+/// One peer.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    peer: NodeIndex,
+    shard: u16,
+    version: u32,
+    up: bool,
+    connection: u64,
+    down_since: Micros,
+    /// When a frame last came from it.
+    pub(super) heard_at: Micros,
+    /// Its clock in its last heartbeat, and when that came.
+    pub(super) heartbeat: Option<(u64, Micros)>,
+    pub(super) heartbeat_sent_at: Micros,
+    /// Smoothed round-trip time in microseconds; 0 if unknown.
+    pub(super) rtt_us: u32,
+    /// Everything of this node's stream up to here is durable there, but for what it refused.
+    pub(super) acked: u64,
+    /// The next frame of this node's stream for it; none until it has said where it stands.
+    pub(super) next_frame: Option<u64>,
+    /// The last number that was put on this connection.
+    pub(super) sent_seq: u64,
+    /// Since when frames of the stream are held for it.
+    pub(super) held_since: Option<Micros>,
+    pub(super) catch_up: Option<CatchUp>,
+    filling: [Filling; GATHERED.len()],
+    dirty: bool,
+}
+
+impl Link {
+    pub(super) fn new(peer: NodeIndex, shard: u16, version: u32, now: Micros) -> Self {
+        Self {
+            peer,
+            shard,
+            version,
+            up: false,
+            connection: 0,
+            down_since: now,
+            heard_at: now,
+            heartbeat: None,
+            heartbeat_sent_at: now,
+            rtt_us: 0,
+            acked: 0,
+            next_frame: None,
+            sent_seq: 0,
+            held_since: None,
+            catch_up: None,
+            filling: Default::default(),
+            dirty: false,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Numbers the connections to this peer.
+    pub(super) fn connection(&self) -> u64 {
+        self.connection
+    }
+
+    pub(super) fn come_up(&mut self, now: Micros) {
+        self.up = true;
+        self.connection += 1;
+        self.heard_at = now;
+        self.heartbeat = None;
+        // Overdue at once: the first measurement should not wait.
+        self.heartbeat_sent_at = Micros(0);
+        self.forget_position();
+    }
+
+    pub(super) fn go_down(&mut self, now: Micros) {
+        if self.up {
+            self.down_since = now;
+        }
+        self.up = false;
+        self.forget_position();
+    }
+
+    fn forget_position(&mut self) {
+        self.next_frame = None;
+        self.held_since = None;
+        self.catch_up = None;
+        self.filling = Default::default();
+        self.dirty = false;
+    }
+
+    /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long.
+    pub(super) fn is_suspected(&self, now: Micros, down_us: u64, silent_us: u64) -> bool {
+        if self.up { now.since(self.heard_at) > silent_us } else { now.since(self.down_since) > down_us }
+    }
+
+    /// Since when the peer has not been heard.
+    pub(super) fn silent_since(&self) -> Micros {
+        if self.up { self.heard_at } else { self.down_since.min(self.heard_at) }
+    }
+
+    /// Appends an element to the frame of its kind; it leaves at the end of the turn. Nothing is kept for a link that is
+    /// down: whoever needs an answer asks again.
+    pub(super) fn put(&mut self, kind: Kind, head: &(impl IntoBytes + Immutable), parts: &[&[u8]]) {
+        self.put_with(kind, |buffer| {
+            buffer.extend_from_slice(head.as_bytes());
+            for part in parts {
+                buffer.extend_from_slice(part);
+            }
+        });
+    }
+
+    /// Appends an element that `write` encodes.
+    pub(super) fn put_with(&mut self, kind: Kind, write: impl FnOnce(&mut BytesMut)) {
+        if !self.up {
+            return;
+        }
+        let place = GATHERED.iter().position(|gathered| *gathered == kind).expect("a gathered kind");
+        let filling = &mut self.filling[place];
+        if filling.buffer.is_empty() {
+            wire::begin(&mut filling.buffer);
+        }
+        write(&mut filling.buffer);
+        self.dirty = true;
+        if filling.buffer.len() >= SPLIT_BYTES {
+            filling.close(kind, self.shard, self.version);
+        }
+    }
+
+    /// Sends what was gathered. What promises, or counts on one's own promise, waits for the log.
+    pub(super) fn flush(&mut self, logged: RecordId, out: &mut Outputs) {
+        if !self.dirty {
+            return;
+        }
+        self.dirty = false;
+        for (kind, filling) in GATHERED.into_iter().zip(&mut self.filling) {
+            if !filling.buffer.is_empty() {
+                filling.close(kind, self.shard, self.version);
+            }
+            let after = match kind {
+                Kind::Promise | Kind::Prepare => logged,
+                _ => RecordId(0),
+            };
+            out.sends.extend(filling.full.drain(..).map(|frame| Send { to: self.peer, frame, after }));
+        }
+    }
+
+    /// Sends a frame of its own.
+    pub(super) fn send(&self, kind: Kind, body: &[u8], after: RecordId, out: &mut Outputs) {
+        let frame = wire::frame(kind, self.shard, self.version, body);
+        out.sends.push(Send { to: self.peer, frame, after });
+    }
+}
+
+impl Filling {
+    fn close(&mut self, kind: Kind, shard: u16, version: u32) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        wire::finish(&mut buffer, 0, kind, shard, version);
+        self.full.push(buffer.freeze());
+    }
+}

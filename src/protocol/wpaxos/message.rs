@@ -1,0 +1,467 @@
+//! The messages of WPaxos as bytes.
+//!
+//! ```text
+//! client      owner                     its Q2                  other nodes
+//!   │ Request   │                          │                        │
+//!   ├──────────►│  (nobody's object)       │                        │
+//!   │           ├── Prepare{objects} ─────►├───────────────────────►│   phase 1, once per object
+//!   │           │◄─ Promise{state, tail} ──┤◄───────────────────────┤
+//!   │           ├── AcceptBatch{seq…} ────►│ (held: learners) ─────►│   phase 2, one stream per node
+//!   │           │◄─ Ack{up to, refusals} ──┤                        │
+//!   │◄──────────┤ executes, answers        │                        │
+//!   │           ├── AcceptBatch{…, commit watermark} ──────────────►│   all execute
+//! ```
+//! Every body is a head (where there is one) and a row of elements `fixed part | key | …`, read in place.
+//! Elements of one frame share the frame's configuration version; ballots travel without it unless they may be older.
+
+use bytes::BytesMut;
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U16, U32, U64},
+};
+
+use super::Ballot;
+use crate::{
+    command::{KEY_BYTES_MAX, Status},
+    store::{ObjectState, Recent, SESSIONS_MAX, Session},
+    topology::NodeId,
+    wire::{Frame, FrameError, HEADER_BYTES},
+};
+
+macro_rules! layout {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+        #[repr(C)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+        const _: () = assert!(size_of::<$name>() == $bytes);
+    };
+}
+
+layout! {
+    /// Which accept stream: one boot of one incarnation of its owner.
+    StreamId, 12 {
+        /// The owner's incarnation.
+        incarnation: U64,
+        /// Its boot counter.
+        boot: U32,
+    }
+}
+
+impl PartialEq for StreamId {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for StreamId {}
+
+layout! {
+    /// Heads an AcceptBatch: `head | entries | withdrawn numbers (u64 each, rising)`.
+    BatchHead, 52 {
+        /// The stream.
+        stream: StreamId,
+        /// The number of the first entry; of the next one if there is none.
+        first_seq: U64,
+        /// The commit watermark moves from here …
+        commit_from: U64,
+        /// … to here.
+        commit_to: U64,
+        /// How many entries.
+        entries: U32,
+        /// Their bytes.
+        entries_bytes: U32,
+        /// How many numbers in (from, to] are withdrawn: passed, not committed.
+        withdrawn: U32,
+        /// Must be 0.
+        reserved: U32,
+    }
+}
+
+layout! {
+    /// An entry of an AcceptBatch; the command follows.
+    EntryHead, 24 {
+        /// The object's slot.
+        slot: U64,
+        /// The ballot that it is proposed at.
+        ballot: U64,
+        /// Bytes of command.
+        command_bytes: U32,
+        /// Must be 0.
+        reserved: U32,
+    }
+}
+
+layout! {
+    /// An Ack or a Resume; the standing refusals follow.
+    Standing, 40 {
+        /// The stream.
+        stream: StreamId,
+        /// How many refusals follow.
+        refusals: U32,
+        /// The last number that was taken.
+        last_seq: U64,
+        /// The receiver's commit watermark.
+        watermark: U64,
+        /// The first number whose effects the receiver may lack because of a Skip; 0 if none.
+        behind_from: U64,
+    }
+}
+
+layout! {
+    /// An entry that the receiver refused.
+    Refusal, 16 {
+        /// Its number.
+        seq: U64,
+        /// The ballot that the receiver had promised.
+        ballot: U64,
+    }
+}
+
+layout! {
+    /// A Skip: numbers up to here are no longer kept. Also the whole of a CatchUpDone.
+    SkipBody, 20 {
+        /// The stream.
+        stream: StreamId,
+        /// The last number left out.
+        to_seq: U64,
+    }
+}
+
+layout! {
+    /// Phase 1a of one object; the key follows.
+    PrepareHead, 24 {
+        /// The candidate's ballot.
+        ballot: U64,
+        /// What the candidate has executed.
+        applied: U64,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// Phase 1b of one object; key, state and tail follow.
+    PromiseHead, 32 {
+        /// The ballot that is promised.
+        ballot: U64,
+        /// What the acceptor has executed.
+        applied: U64,
+        /// Bytes of state; 0 if the candidate has executed as much.
+        state_bytes: U32,
+        /// How many tail entries.
+        tail: U32,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// A slot above `applied`; the command follows.
+    TailHead, 28 {
+        /// The slot.
+        slot: U64,
+        /// The ballot that it was accepted at.
+        ballot: U64,
+        /// That ballot's configuration version.
+        ballot_version: U32,
+        /// Bytes of command.
+        command_bytes: U32,
+        /// 1 if it is known to be decided.
+        decided: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
+    }
+}
+
+layout! {
+    /// A Prepare that was beaten; the key follows.
+    RejectHead, 24 {
+        /// The ballot that was asked for.
+        ballot: U64,
+        /// The ballot that beat it.
+        higher: U64,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// The state of one object; key and state follow. In a StateRequest only the key, and `applied` is the asker's.
+    StateEntryHead, 24 {
+        /// What is executed.
+        applied: U64,
+        /// The sender's promise.
+        promised: U64,
+        /// Bytes of state.
+        state_bytes: U32,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: U16,
+    }
+}
+
+layout! {
+    /// An object's state; value and sessions follow.
+    StateHead, 16 {
+        /// The object's version.
+        version: U64,
+        /// Bytes of value.
+        value_bytes: U32,
+        /// 1 if there is a value.
+        has_value: u8,
+        /// 1 if a session was ever dropped.
+        dropped: u8,
+        /// How many sessions.
+        sessions: U16,
+    }
+}
+
+layout! {
+    /// One of the object's last writers.
+    SessionBody, 48 {
+        /// The client.
+        client: U64,
+        /// Its highest executed id.
+        highest: U64,
+        /// Which of the 64 before.
+        before: U64,
+        /// The slot of its last execution.
+        slot: U64,
+        /// The object's version after the highest.
+        version: U64,
+        /// Its outcome.
+        status: u8,
+        /// Must be 0.
+        reserved: [u8; 7],
+    }
+}
+
+layout! {
+    /// A request passed to an owner; the command follows.
+    ForwardHead, 16 {
+        /// The sender's number for it.
+        id: U64,
+        /// Bytes of command.
+        command_bytes: U32,
+        /// The client's zone, from 0.
+        zone: u8,
+        /// A read mode.
+        read: u8,
+        /// Must be 0.
+        reserved: U16,
+    }
+}
+
+layout! {
+    /// The answer to a forwarded request; the value follows.
+    ForwardReplyHead, 40 {
+        /// The number that came with it.
+        id: U64,
+        /// The object's version.
+        version: U64,
+        /// The slot that decided it.
+        slot: U64,
+        /// The answering node's promise for the object.
+        ballot: U64,
+        /// Bytes of value.
+        value_bytes: U32,
+        /// A status.
+        status: u8,
+        /// 1 if nothing was done because `ballot` names another owner.
+        redirect: u8,
+        /// Must be 0.
+        reserved: U16,
+    }
+}
+
+layout! {
+    /// The owner asks the receiver to take an object, or asks whether it still owns it; the key follows.
+    KeyBallotHead, 16 {
+        /// The owner's ballot.
+        ballot: U64,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// Heads a Confirm and a ConfirmReply.
+    RoundHead, 8 {
+        /// The asking node's number for the round.
+        round: U64,
+    }
+}
+
+layout! {
+    /// An object of a Confirm that somebody else has taken.
+    Objection, 16 {
+        /// The higher ballot.
+        ballot: U64,
+        /// The object's place in the Confirm.
+        index: U32,
+        /// Must be 0.
+        reserved: U32,
+    }
+}
+
+layout! {
+    /// A Heartbeat; the sender's round-trip time to each zone in microseconds (u32 each, 0 unknown) follows.
+    HeartbeatHead, 24 {
+        /// The sender's clock.
+        sent_us: U64,
+        /// `sent_us` of the last heartbeat received on this link; 0 if none.
+        echo_us: U64,
+        /// How long ago that was.
+        held_us: U64,
+    }
+}
+
+/// Reads the elements of a body one after the other; every read is checked.
+pub struct Reader<'a> {
+    frame: &'a Frame,
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// From the start of the frame's body.
+    pub fn new(frame: &'a Frame) -> Self {
+        Self { frame, rest: frame.body() }
+    }
+
+    /// Whether everything is read.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Where in the frame the next element starts.
+    pub fn offset(&self) -> usize {
+        HEADER_BYTES + self.frame.body().len() - self.rest.len()
+    }
+
+    /// An error about this frame.
+    pub fn wrong(&self, what: &'static str) -> FrameError {
+        FrameError::Body { kind: self.frame.kind, bytes: self.frame.body().len(), what }
+    }
+
+    /// A fixed part.
+    pub fn take<T: FromBytes + KnownLayout + Immutable + Unaligned>(&mut self) -> Result<&'a T, FrameError> {
+        let (head, rest) = T::ref_from_prefix(self.rest).map_err(|_| self.wrong("it ends within an element"))?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    /// So many fixed parts.
+    pub fn take_many<T>(&mut self, count: usize) -> Result<&'a [T], FrameError>
+    where
+        T: FromBytes + KnownLayout + Immutable + Unaligned,
+    {
+        let (row, rest) =
+            <[T]>::ref_from_prefix_with_elems(self.rest, count).map_err(|_| self.wrong("it ends within a row"))?;
+        self.rest = rest;
+        Ok(row)
+    }
+
+    /// So many bytes.
+    pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], FrameError> {
+        let (bytes, rest) = self.rest.split_at_checked(count).ok_or_else(|| self.wrong("it ends within bytes"))?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// A key of so many bytes.
+    pub fn key(&mut self, bytes: U16) -> Result<&'a [u8], FrameError> {
+        let bytes = bytes.get() as usize;
+        if bytes == 0 || bytes > KEY_BYTES_MAX {
+            return Err(self.wrong("a key is empty or too long"));
+        }
+        self.bytes(bytes)
+    }
+
+    /// Checks a reserved field.
+    pub fn zero(&self, reserved: impl IntoBytes + Immutable) -> Result<(), FrameError> {
+        if reserved.as_bytes().iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        Err(self.wrong("a reserved field is not 0"))
+    }
+
+    /// An object's state.
+    pub fn state(&mut self) -> Result<ObjectState, FrameError> {
+        let head: &StateHead = self.take()?;
+        let value = self.bytes(head.value_bytes.get() as usize)?;
+        let sessions: &[SessionBody] = self.take_many(head.sessions.get() as usize)?;
+        if head.has_value > 1 || head.dropped > 1 || sessions.len() > SESSIONS_MAX {
+            return Err(self.wrong("a state is out of range"));
+        }
+        let sessions = sessions.iter().map(|body| self.session(body)).collect::<Result<Vec<_>, _>>()?;
+        let recent = (!sessions.is_empty()).then(|| Box::new(Recent { sessions, dropped: head.dropped == 1 }));
+        let value = (head.has_value == 1).then(|| value.to_vec());
+        Ok(ObjectState { value, version: head.version.get(), recent })
+    }
+
+    fn session(&self, body: &SessionBody) -> Result<Session, FrameError> {
+        self.zero(body.reserved)?;
+        let status = Status::from_wire(body.status).filter(|status| status.is_executed());
+        Ok(Session {
+            client: body.client.get(),
+            highest: body.highest.get(),
+            before: body.before.get(),
+            slot: body.slot.get(),
+            status: status.ok_or_else(|| self.wrong("a session has no outcome"))?,
+            version: body.version.get(),
+        })
+    }
+}
+
+/// Appends an object's state; returns its length in bytes.
+pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
+    let start = out.len();
+    let value = state.value.as_deref().unwrap_or_default();
+    let sessions = state.recent.as_ref().map_or(&[][..], |recent| &recent.sessions);
+    let head = StateHead {
+        version: state.version.into(),
+        value_bytes: (value.len() as u32).into(),
+        has_value: state.value.is_some().into(),
+        dropped: state.recent.as_ref().is_some_and(|recent| recent.dropped).into(),
+        sessions: (sessions.len() as u16).into(),
+    };
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(value);
+    for session in sessions {
+        let body = SessionBody {
+            client: session.client.into(),
+            highest: session.highest.into(),
+            before: session.before.into(),
+            slot: session.slot.into(),
+            version: session.version.into(),
+            status: session.status as u8,
+            reserved: [0; 7],
+        };
+        out.extend_from_slice(body.as_bytes());
+    }
+    out.len() - start
+}
+
+/// A ballot as it travels in a frame of `version`.
+///
+/// # Errors
+/// If its owner cannot be a node, or its round is 0.
+pub fn ballot_from(reader: &Reader<'_>, version: u32, number: U64) -> Result<Ballot, FrameError> {
+    let ballot = Ballot { version, number: number.get() };
+    match ballot.owner() {
+        Some(NodeId { zone: 1.., node: 1.. }) => Ok(ballot),
+        _ => Err(reader.wrong("a ballot has no owner")),
+    }
+}

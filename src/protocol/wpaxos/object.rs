@@ -1,0 +1,294 @@
+//! What a node keeps per object (`protocol.md` §3), and the table of all of them.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+
+use super::{Ballot, phase1::Preparing, requests::RequestKey, steal::Accesses};
+use crate::{
+    store::ObjectState,
+    topology::{NodeIndex, token_of},
+};
+
+/// An object's place in the table of its node: stable, since objects are never forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct ObjectIndex(pub(super) u32);
+
+/// One object, as one node knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Object {
+    pub(super) key: Box<[u8]>,
+    /// The highest ballot seen. Never goes down.
+    pub(super) promised: Ballot,
+    /// Everything up to this slot is decided and executed; `state` is the result.
+    pub(super) applied: u64,
+    pub(super) state: ObjectState,
+    /// The slots above `applied` that this node has accepted or knows decided.
+    pub(super) tail: Tail,
+    pub(super) role: Role,
+    /// The last number of this node's own stream that touched the object; 0 if none did.
+    pub(super) own_seq: u64,
+    /// What few objects need.
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// What only objects in trouble, or in demand by several zones, need.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rare {
+    /// Requests whose entry was withdrawn, with its slot: the slot's decision tells what became of them (§7).
+    pub(super) limbo: Vec<(u64, RequestKey)>,
+    /// Reads that wait until the taken-over tail is executed (§9).
+    pub(super) parked: Vec<RequestKey>,
+    /// What the steal policy counts.
+    pub(super) accesses: Option<Accesses>,
+    /// Whether the object waits in the list of gaps.
+    pub(super) gap_noted: bool,
+}
+
+/// What a node is for an object.
+#[derive(Clone, Debug)]
+pub(super) enum Role {
+    /// An acceptor and learner only.
+    Idle,
+    /// A candidate: phase 1 runs.
+    Preparing(Box<Preparing>),
+    /// The owner, at ballot `promised`.
+    Leading(Leading),
+}
+
+/// What an owner knows of its lead.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leading {
+    /// The slot of the next command.
+    pub(super) next_slot: u64,
+    /// The last slot that was taken over: nothing is read before it is executed (§9).
+    pub(super) settled: u64,
+    /// The number of the last read round that the object is in.
+    pub(super) round: u64,
+}
+
+impl Object {
+    pub(super) fn leading(&self) -> Option<&Leading> {
+        match &self.role {
+            Role::Leading(leading) => Some(leading),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.role, Role::Idle)
+    }
+
+    pub(super) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+}
+
+/// Where the bytes of an accepted command are: the stream that brought it is the tail's memory until the watermark has
+/// passed the entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// In this node's own stream, at this number.
+    Own(u64),
+    /// In the stream of another node, at this number.
+    Stream(NodeIndex, u64),
+    /// Kept for itself.
+    Held(Box<Bytes>),
+}
+
+/// An accepted slot.
+#[derive(Clone, Debug)]
+pub(super) struct TailEntry {
+    pub(super) slot: u64,
+    /// The ballot that it was accepted at.
+    pub(super) ballot: Ballot,
+    /// Whether its command is known to be the slot's decision.
+    pub(super) decided: bool,
+    pub(super) source: Source,
+}
+
+/// Accepted slots in ascending order: one in place, for the usual object; more beside it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tail {
+    first: Option<TailEntry>,
+    #[expect(clippy::box_collection, reason = "one word in every object, though few have it")]
+    more: Option<Box<VecDeque<TailEntry>>>,
+}
+
+impl Tail {
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.as_ref().map_or(0, |more| more.len())
+    }
+
+    pub(super) fn first(&self) -> Option<&TailEntry> {
+        self.first.as_ref()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &TailEntry> {
+        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
+    }
+
+    pub(super) fn pop_first(&mut self) -> Option<TailEntry> {
+        let next = self.more.as_mut().and_then(|more| more.pop_front());
+        std::mem::replace(&mut self.first, next)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u64) -> Option<&mut TailEntry> {
+        if self.first.as_ref().is_some_and(|first| first.slot == slot) {
+            return self.first.as_mut();
+        }
+        let more = self.more.as_mut()?;
+        let place = more.binary_search_by_key(&slot, |entry| entry.slot).ok()?;
+        more.get_mut(place)
+    }
+
+    /// Puts an entry at its slot, in place of what is there.
+    pub(super) fn put(&mut self, entry: TailEntry) {
+        match &mut self.first {
+            None => self.first = Some(entry),
+            Some(first) if first.slot == entry.slot => *first = entry,
+            Some(first) if first.slot > entry.slot => {
+                let first = std::mem::replace(first, entry);
+                self.more.get_or_insert_default().push_front(first);
+            }
+            Some(_) => {
+                let more = self.more.get_or_insert_default();
+                match more.back() {
+                    Some(last) if last.slot >= entry.slot => {
+                        match more.binary_search_by_key(&entry.slot, |entry| entry.slot) {
+                            Ok(place) => more[place] = entry,
+                            Err(place) => more.insert(place, entry),
+                        }
+                    }
+                    _ => more.push_back(entry),
+                }
+            }
+        }
+    }
+}
+
+/// All objects of a shard that this node has heard of: a hash table from key to place, and the objects in a row.
+#[derive(Clone, Debug)]
+pub(super) struct Objects {
+    table: HashTable<u32>,
+    row: Vec<Object>,
+    tokens: Vec<u64>,
+    seed: u64,
+}
+
+impl Objects {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { table: HashTable::new(), row: Vec::new(), tokens: Vec::new(), seed }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.row.len()
+    }
+
+    pub(super) fn find(&self, key: &[u8]) -> Option<ObjectIndex> {
+        let token = token_of(key);
+        let hash = mixed(token, self.seed);
+        let found = self.table.find(hash, |&index| self.is_key(index, token, key));
+        found.map(|&index| ObjectIndex(index))
+    }
+
+    /// The object with this key, made by `new` (from its token) if it is not there yet.
+    pub(super) fn find_or_insert(&mut self, key: &[u8], new: impl FnOnce(u64) -> Object) -> ObjectIndex {
+        let token = token_of(key);
+        let hash = mixed(token, self.seed);
+        if let Some(&index) = self.table.find(hash, |&index| self.is_key(index, token, key)) {
+            return ObjectIndex(index);
+        }
+        let index = u32::try_from(self.row.len()).expect("fewer than four billion objects in a shard");
+        self.row.push(new(token));
+        self.tokens.push(token);
+        self.table.insert_unique(hash, index, |&index| mixed(self.tokens[index as usize], self.seed));
+        ObjectIndex(index)
+    }
+
+    fn is_key(&self, index: u32, token: u64, key: &[u8]) -> bool {
+        self.tokens[index as usize] == token && *self.row[index as usize].key == *key
+    }
+
+    pub(super) fn token(&self, index: ObjectIndex) -> u64 {
+        self.tokens[index.0 as usize]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Object> {
+        self.row.iter()
+    }
+}
+
+/// Shard ranges fix the token's top bits, and the table takes its tags from the top: rotate them away (and seed, so that
+/// nobody can prepare keys that collide in the table).
+fn mixed(token: u64, seed: u64) -> u64 {
+    (token ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
+}
+
+impl std::ops::Index<ObjectIndex> for Objects {
+    type Output = Object;
+
+    fn index(&self, index: ObjectIndex) -> &Object {
+        &self.row[index.0 as usize]
+    }
+}
+
+impl std::ops::IndexMut<ObjectIndex> for Objects {
+    fn index_mut(&mut self, index: ObjectIndex) -> &mut Object {
+        &mut self.row[index.0 as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(slot: u64, seq: u64) -> TailEntry {
+        TailEntry { slot, ballot: Ballot::ZERO, decided: false, source: Source::Own(seq) }
+    }
+
+    fn slots(tail: &Tail) -> Vec<u64> {
+        tail.iter().map(|entry| entry.slot).collect()
+    }
+
+    #[test]
+    fn a_tail_stays_in_slot_order_whatever_comes_first() {
+        let mut tail = Tail::default();
+        for slot in [5, 3, 9, 7, 4, 3] {
+            tail.put(entry(slot, slot));
+        }
+        assert_eq!((slots(&tail), tail.len()), (vec![3, 4, 5, 7, 9], 5));
+        tail.put(entry(7, 70));
+        assert_eq!(tail.get_mut(7).unwrap().source, Source::Own(70));
+        assert!(tail.get_mut(6).is_none());
+        let popped: Vec<u64> = std::iter::from_fn(|| tail.pop_first()).map(|entry| entry.slot).collect();
+        assert_eq!((popped, tail.is_empty(), tail.len()), (vec![3, 4, 5, 7, 9], true, 0));
+    }
+
+    #[test]
+    fn keys_are_found_again() {
+        let mut objects = Objects::new(7);
+        let new = |key: &[u8]| Object {
+            key: key.into(),
+            promised: Ballot::ZERO,
+            applied: 0,
+            state: ObjectState::default(),
+            tail: Tail::default(),
+            role: Role::Idle,
+            own_seq: 0,
+            rare: None,
+        };
+        for number in 0..1000u32 {
+            let key = number.to_le_bytes();
+            assert_eq!(objects.find(&key), None);
+            assert_eq!(objects.find_or_insert(&key, |_| new(&key)), ObjectIndex(number));
+            assert_eq!(objects.find_or_insert(&key, |_| unreachable!()), ObjectIndex(number));
+        }
+        assert!((0..1000u32).all(|n| objects.find(&n.to_le_bytes()) == Some(ObjectIndex(n))));
+    }
+}

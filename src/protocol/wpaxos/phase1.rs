@@ -1,0 +1,395 @@
+//! Phase 1: taking an object (`protocol.md` §4), as a candidate and as an acceptor.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use zerocopy::IntoBytes;
+
+use super::{
+    Ballot, ObjectIndex, OwnRecord, RequestKey, Role, WPaxos,
+    message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
+    object::Leading,
+};
+use crate::{
+    command::{Action, Command, NewCommand},
+    protocol::{Micros, Outputs},
+    store::ObjectState,
+    topology::{NodeIndex, NodeSet},
+    wire::{Frame, FrameError, Kind},
+};
+
+/// A candidacy for one object.
+#[derive(Clone, Debug)]
+pub(super) struct Preparing {
+    /// Who has promised this ballot, this node included once its own promise is durable.
+    answered: NodeSet,
+    /// The most advanced state that was reported, if it is ahead of this node's.
+    best: Option<(u64, ObjectState)>,
+    /// Per slot what acceptors reported: a decision, or else the command with the highest ballot.
+    reported: BTreeMap<u64, Reported>,
+    /// Requests that wait for the outcome.
+    pub(super) waiting: Vec<RequestKey>,
+    /// When the Prepare is sent again to those that have not answered.
+    retry_at: Micros,
+    attempts: u32,
+    since: Micros,
+}
+
+#[derive(Clone, Debug)]
+struct Reported {
+    ballot: Ballot,
+    decided: bool,
+    command: Bytes,
+}
+
+/// The candidate.
+impl WPaxos {
+    /// Begins phase 1 (§IV-A) with the next round's ballot, which is durable as this node's own promise before anybody
+    /// sees it.
+    pub(super) fn start_phase1(&mut self, now: Micros, object: ObjectIndex, request: Option<RequestKey>) {
+        assert!(self.objects[object].is_idle(), "a node that leads or prepares does not start again");
+        let round = self.objects[object].promised.round() + 1;
+        let ballot = Ballot::new(self.config.version, round, self.config.my_id());
+        let retry_at = now.plus(self.prepare_patience());
+        let known = &mut self.objects[object];
+        assert!(ballot > known.promised, "the next round is above every ballot seen");
+        known.promised = ballot;
+        known.role = Role::Preparing(Box::new(Preparing {
+            answered: NodeSet::EMPTY,
+            best: None,
+            reported: BTreeMap::new(),
+            waiting: request.into_iter().collect(),
+            retry_at,
+            attempts: 0,
+            since: now,
+        }));
+        self.prepare_timers.insert((retry_at, object));
+        self.new_candidacies.push((object, ballot));
+        self.counters.phase1_started += 1;
+    }
+
+    /// How long answers may take: the configured time, or twice the longest round trip if that is more.
+    fn prepare_patience(&self) -> u64 {
+        let longest = self.links.iter().map(|link| link.rtt_us).max().unwrap_or(0);
+        self.config.timers.prepare_retry_us.max(2 * u64::from(longest))
+    }
+
+    /// Sends the Prepares of this turn, in one row of frames for all peers and the log.
+    pub(super) fn send_prepares(&mut self, out: &mut Outputs) {
+        if self.new_candidacies.is_empty() {
+            return;
+        }
+        let candidacies = std::mem::take(&mut self.new_candidacies);
+        let (shard, version) = (self.config.shard, self.config.version);
+        let mut body = Vec::new();
+        let mut from = 0;
+        for number in 0..candidacies.len() {
+            let (object, ballot) = candidacies[number];
+            let known = &self.objects[object];
+            body.extend_from_slice(prepare_head(ballot, known.applied, &known.key).as_bytes());
+            body.extend_from_slice(&known.key);
+            if body.len() < super::SPLIT_BYTES && number + 1 < candidacies.len() {
+                continue;
+            }
+            let frame = crate::wire::frame(Kind::Prepare, shard, version, &body);
+            body.clear();
+            let record = self.log_own(frame.clone());
+            self.own_records.push_back((record, OwnRecord::Promises(candidacies[from..=number].to_vec())));
+            from = number + 1;
+            let up = self.links.iter().enumerate().filter(|(_, link)| link.is_up());
+            out.sends.extend(up.map(|(node, _)| crate::protocol::Send {
+                to: NodeIndex(node as u8),
+                frame: frame.clone(),
+                after: record,
+            }));
+        }
+    }
+
+    /// This node's own promise is durable and counts.
+    pub(super) fn on_own_promise(&mut self, now: Micros, object: ObjectIndex, ballot: Ballot) {
+        let me = self.config.me;
+        let known = &mut self.objects[object];
+        if known.promised != ballot {
+            return;
+        }
+        if let Role::Preparing(preparing) = &mut known.role {
+            preparing.answered.insert(me);
+            self.try_to_lead(now, object);
+        }
+    }
+
+    /// Phase 1b at the candidate: promises for *this* ballot count, each with state and tail.
+    pub(super) fn on_promises(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        while !reader.is_empty() {
+            let head: &PromiseHead = reader.take()?;
+            reader.zero(head.reserved)?;
+            let key = reader.key(head.key_bytes)?;
+            let state = if head.state_bytes.get() > 0 { Some(reader.state()?) } else { None };
+            let mut reported = Vec::new();
+            for _ in 0..head.tail.get() {
+                reported.push(read_tail_entry(&mut reader, frame)?);
+            }
+            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
+            let Some(object) = self.objects.find(key) else {
+                return Err(reader.wrong("it promises an object that was never asked for"));
+            };
+            self.on_promise(now, from, object, ballot, (head.applied.get(), state), reported);
+        }
+        Ok(())
+    }
+
+    fn on_promise(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        object: ObjectIndex,
+        ballot: Ballot,
+        (applied, state): (u64, Option<ObjectState>),
+        reported: Vec<(u64, Reported)>,
+    ) {
+        let known = &mut self.objects[object];
+        if known.promised != ballot {
+            return;
+        }
+        let Role::Preparing(preparing) = &mut known.role else { return };
+        if applied > known.applied && state.is_none() {
+            // Its watermark without its state: it cannot be counted, what it executed would be lost.
+            return;
+        }
+        if let Some(state) = state
+            && preparing.best.as_ref().is_none_or(|(best, _)| *best < applied)
+        {
+            preparing.best = Some((applied, state));
+        }
+        for (slot, entry) in reported {
+            preparing.merge(slot, entry);
+        }
+        preparing.answered.insert(from);
+        self.try_to_lead(now, object);
+    }
+
+    /// With a Q1 of promises (this node's own need not be among them: a promise that came back proves that the Prepare was
+    /// sent, hence that one's own was durable): installs the most advanced state, proposes again every slot above it up to the highest one
+    /// reported (a decision, else the command with the highest ballot, else a no-op), and then serves what waited.
+    fn try_to_lead(&mut self, now: Micros, object: ObjectIndex) {
+        let Role::Preparing(preparing) = &self.objects[object].role else { return };
+        if !self.config.quorums.is_phase1_quorum(preparing.answered) {
+            return;
+        }
+        let role = std::mem::replace(&mut self.objects[object].role, Role::Idle);
+        let Role::Preparing(mut preparing) = role else { unreachable!("just seen") };
+        if let Some((applied, state)) = preparing.best.take()
+            && applied > self.objects[object].applied
+        {
+            self.install(object, applied, state);
+        }
+        self.merge_own_tail(object, &mut preparing);
+        let applied = self.objects[object].applied;
+        let highest = preparing.reported.keys().next_back().copied().unwrap_or(0).max(applied);
+        let leading = Leading { next_slot: highest + 1, settled: highest, round: 0 };
+        self.objects[object].role = Role::Leading(leading);
+        self.counters.phase1_won += 1;
+        for slot in applied + 1..=highest {
+            self.take_over_slot(now, object, slot, preparing.reported.remove(&slot));
+        }
+        self.executable.push(object);
+        self.ready_requests.append(&mut preparing.waiting);
+    }
+
+    fn merge_own_tail(&mut self, object: ObjectIndex, preparing: &mut Preparing) {
+        for entry in self.objects[object].tail.iter() {
+            let command = Bytes::copy_from_slice(self.source_command(&entry.source).bytes());
+            preparing.merge(entry.slot, Reported { ballot: entry.ballot, decided: entry.decided, command });
+        }
+    }
+
+    fn take_over_slot(&mut self, now: Micros, object: ObjectIndex, slot: u64, reported: Option<Reported>) {
+        let Some(reported) = reported else {
+            let key = self.objects[object].key.clone();
+            let noop = NewCommand { client: 0, id: 0, retry: false, key: &key, action: Action::Noop };
+            let mut bytes = Vec::with_capacity(noop.encoded_bytes());
+            noop.encode(&mut bytes).expect("the object's key is a key");
+            self.counters.noops += 1;
+            self.propose_at(now, object, slot, &bytes, RequestKey::NONE);
+            return;
+        };
+        if reported.decided {
+            let source = super::object::Source::Held(Box::new(reported.command.clone()));
+            let ballot = reported.ballot;
+            self.objects[object].tail.put(super::object::TailEntry { slot, ballot, decided: true, source });
+        }
+        self.counters.taken_over += 1;
+        self.propose_at(now, object, slot, &reported.command, RequestKey::NONE);
+    }
+
+    /// A Prepare was beaten: the winner's ballot is known now, and requests go to it.
+    pub(super) fn on_rejects(&mut self, now: Micros, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        while !reader.is_empty() {
+            let head: &RejectHead = reader.take()?;
+            reader.zero(head.reserved)?;
+            let key = reader.key(head.key_bytes)?;
+            let higher = ballot_from(&reader, frame.config_version, head.higher)?;
+            if let Some(object) = self.objects.find(key) {
+                self.counters.rejected += 1;
+                self.raise(now, object, higher);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends Prepares again whose answers are overdue, to those that have not answered, after a random, growing time; gives
+    /// up a candidacy that nobody waits for any more.
+    pub(super) fn check_candidacies(&mut self, now: Micros) {
+        while let Some(&(at, object)) = self.prepare_timers.first() {
+            if at > now {
+                break;
+            }
+            self.prepare_timers.pop_first();
+            self.retry_prepare(now, at, object);
+        }
+    }
+
+    fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex) {
+        let patience = self.prepare_patience();
+        let timers = &self.config.timers;
+        let (backoff_min, backoff_max) = (timers.backoff_min_us, timers.backoff_max_us);
+        let give_up_after = timers.request_timeout_us;
+        let jitter = self.random.next();
+        let known = &mut self.objects[object];
+        let (ballot, applied) = (known.promised, known.applied);
+        let Role::Preparing(preparing) = &mut known.role else { return };
+        if preparing.retry_at != at {
+            return;
+        }
+        if now.since(preparing.since) > give_up_after {
+            self.depose(now, object);
+            return;
+        }
+        preparing.attempts += 1;
+        let spread = (backoff_min << preparing.attempts.min(20)).min(backoff_max).max(1);
+        preparing.retry_at = now.plus(patience + jitter % spread);
+        let (retry_at, answered) = (preparing.retry_at, preparing.answered);
+        self.prepare_timers.insert((retry_at, object));
+        let key = &self.objects[object].key;
+        let head = prepare_head(ballot, applied, key);
+        for (node, link) in self.links.iter_mut().enumerate() {
+            if !answered.contains(NodeIndex(node as u8)) {
+                link.put(Kind::Prepare, &head, &[key]);
+            }
+        }
+        self.counters.prepares_repeated += 1;
+    }
+}
+
+/// The acceptor.
+impl WPaxos {
+    /// Phase 1a at an acceptor: promises what is not below its promise, and says everything that it knows of the object;
+    /// rejects the rest with the ballot that beat it.
+    pub(super) fn on_prepares(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+        self.log_received(from, frame);
+        let mut reader = Reader::new(frame);
+        while !reader.is_empty() {
+            let head: &PrepareHead = reader.take()?;
+            reader.zero(head.reserved)?;
+            let key = reader.key(head.key_bytes)?;
+            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
+            if ballot.owner() != Some(self.config.nodes[from.index()]) {
+                return Err(reader.wrong("it asks for somebody else's ballot"));
+            }
+            let object = self.object_of(key);
+            self.on_prepare(now, from, object, ballot, head.applied.get());
+        }
+        Ok(())
+    }
+
+    fn on_prepare(&mut self, now: Micros, from: NodeIndex, object: ObjectIndex, ballot: Ballot, applied: u64) {
+        let promised = self.objects[object].promised;
+        if ballot < promised {
+            let key = &self.objects[object].key;
+            let head = RejectHead {
+                ballot: ballot.number.into(),
+                higher: promised.number.into(),
+                key_bytes: (key.len() as u16).into(),
+                reserved: [0; 6],
+            };
+            self.links[from.index()].put(Kind::Reject, &head, &[key]);
+            return;
+        }
+        self.raise(now, object, ballot);
+        self.counters.promises += 1;
+        self.send_promise(from, object, ballot, applied);
+    }
+
+    /// The whole promise: watermark, state if the candidate's is older, and every slot above it, decided ones too.
+    fn send_promise(&mut self, to: NodeIndex, object: ObjectIndex, ballot: Ballot, candidate_applied: u64) {
+        let known = &self.objects[object];
+        let (stream, inbound) = (&self.stream, &self.inbound);
+        self.links[to.index()].put_with(Kind::Promise, |buffer| {
+            let start = buffer.len();
+            let mut head = PromiseHead {
+                ballot: ballot.number.into(),
+                applied: known.applied.into(),
+                state_bytes: 0.into(),
+                tail: (known.tail.len() as u32).into(),
+                key_bytes: (known.key.len() as u16).into(),
+                reserved: [0; 6],
+            };
+            buffer.extend_from_slice(head.as_bytes());
+            buffer.extend_from_slice(&known.key);
+            if known.applied > candidate_applied {
+                head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+                buffer[start..start + size_of::<PromiseHead>()].copy_from_slice(head.as_bytes());
+            }
+            for entry in known.tail.iter() {
+                let command = super::command_of(stream, inbound, &entry.source).bytes();
+                let head = TailHead {
+                    slot: entry.slot.into(),
+                    ballot: entry.ballot.number.into(),
+                    ballot_version: entry.ballot.version.into(),
+                    command_bytes: (command.len() as u32).into(),
+                    decided: entry.decided.into(),
+                    reserved: [0; 3],
+                };
+                buffer.extend_from_slice(head.as_bytes());
+                buffer.extend_from_slice(command);
+            }
+        });
+    }
+}
+
+impl Preparing {
+    /// A decision beats everything; else the highest ballot does.
+    fn merge(&mut self, slot: u64, entry: Reported) {
+        let better = self
+            .reported
+            .get(&slot)
+            .is_none_or(|known| !known.decided && (entry.decided || entry.ballot > known.ballot));
+        if better {
+            self.reported.insert(slot, entry);
+        }
+    }
+}
+
+fn prepare_head(ballot: Ballot, applied: u64, key: &[u8]) -> PrepareHead {
+    PrepareHead {
+        ballot: ballot.number.into(),
+        applied: applied.into(),
+        key_bytes: (key.len() as u16).into(),
+        reserved: [0; 6],
+    }
+}
+
+fn read_tail_entry(reader: &mut Reader<'_>, frame: &Frame) -> Result<(u64, Reported), FrameError> {
+    let head: &TailHead = reader.take()?;
+    reader.zero(head.reserved)?;
+    let bytes = reader.bytes(head.command_bytes.get() as usize)?;
+    Command::parse(bytes).map_err(|_| reader.wrong("a tail entry holds no valid command"))?;
+    if head.decided > 1 || head.slot.get() == 0 {
+        return Err(reader.wrong("a tail entry is out of range"));
+    }
+    let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
+    let command = frame.bytes.slice_ref(bytes);
+    Ok((head.slot.get(), Reported { ballot, decided: head.decided == 1, command }))
+}

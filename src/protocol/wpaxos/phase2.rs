@@ -1,0 +1,574 @@
+//! Phase 2: the accept stream (`protocol.md` §5), at its owner and at its receivers.
+
+use bytes::Bytes;
+use zerocopy::IntoBytes;
+
+use super::{
+    Ballot, ObjectIndex, RequestKey, Role, WPaxos,
+    message::{BatchHead, EntryHead, Reader, Refusal, SkipBody, Standing, ballot_from},
+    object::{Source, TailEntry},
+    requests::{Answer, Stage},
+};
+use crate::{
+    command::{Command, Op, Status},
+    protocol::{Micros, Outputs, RecordId},
+    topology::NodeIndex,
+    wire::{Frame, FrameError, Kind},
+};
+
+/// The owner's side.
+impl WPaxos {
+    /// Gives a command the object's next slot and appends it to the stream (§IV-B). The owner accepts it itself.
+    pub(super) fn propose(&mut self, now: Micros, object: ObjectIndex, command: Command<'_>, request: RequestKey) {
+        let Role::Leading(leading) = &mut self.objects[object].role else { unreachable!("only the owner proposes") };
+        let slot = leading.next_slot;
+        leading.next_slot += 1;
+        self.propose_at(now, object, slot, command.bytes(), request);
+    }
+
+    /// Proposes for a certain slot: a new one, or one that phase 1 found.
+    pub(super) fn propose_at(
+        &mut self,
+        now: Micros,
+        object: ObjectIndex,
+        slot: u64,
+        command: &[u8],
+        request: RequestKey,
+    ) {
+        let ballot = self.objects[object].promised;
+        assert!(ballot.owner() == Some(self.config.my_id()), "an owner proposes at its own ballot");
+        let seq = self.stream.append(now, object, slot, ballot, command, request);
+        let entry = &mut self.objects[object];
+        assert!(slot > entry.applied, "an executed slot is not proposed again");
+        entry.own_seq = seq;
+        match entry.tail.get_mut(slot) {
+            Some(known) if known.decided => {}
+            _ => entry.tail.put(TailEntry { slot, ballot, decided: false, source: Source::Own(seq) }),
+        }
+        self.counters.proposed += 1;
+        if self.batch_is_full() {
+            self.seal_batch();
+        }
+    }
+
+    fn batch_is_full(&self) -> bool {
+        let limits = &self.config.batch;
+        self.stream.open_bytes() >= limits.bytes_max || self.stream.open_entries() >= limits.entries_max
+    }
+
+    /// Freezes the open batch: from here on the same bytes go to every peer and to the log.
+    pub(super) fn seal_batch(&mut self) {
+        let (shard, version) = (self.config.shard, self.config.version);
+        if let Some(frame) = self.stream.seal(shard, version) {
+            self.counters.batches += 1;
+            let record = self.log_own(frame);
+            self.own_records.push_back((record, super::OwnRecord::Stream(self.stream.sealed_seq())));
+        }
+    }
+
+    /// Somebody has taken the object, or may be about to: ends this node's lead or candidacy and withdraws what is not
+    /// committed. Whatever peers ack from now on, a withdrawn entry is never committed by this stream.
+    pub(super) fn depose(&mut self, now: Micros, object: ObjectIndex) {
+        match std::mem::replace(&mut self.objects[object].role, Role::Idle) {
+            Role::Idle => {}
+            Role::Preparing(preparing) => self.orphaned_requests.extend(preparing.waiting),
+            Role::Leading(_) => {
+                self.counters.deposed += 1;
+                self.withdraw_all(now, object);
+                if let Some(rare) = &mut self.objects[object].rare {
+                    self.orphaned_requests.append(&mut rare.parked);
+                    rare.accesses = None;
+                }
+            }
+        }
+    }
+
+    fn withdraw_all(&mut self, now: Micros, object: ObjectIndex) {
+        let committed = self.stream.committed;
+        let tail = self.objects[object].tail.iter();
+        let own = tail.filter_map(|entry| match entry.source {
+            Source::Own(seq) if seq > committed => Some(seq),
+            _ => None,
+        });
+        let own: Vec<u64> = own.collect();
+        for seq in own {
+            self.withdraw(now, seq);
+        }
+    }
+
+    /// Withdraws one entry, unless that has happened. Its request waits for the slot's decision.
+    fn withdraw(&mut self, now: Micros, seq: u64) {
+        let entry = self.stream.entry_mut(seq).expect("an entry above the watermark");
+        if entry.withdrawn {
+            return;
+        }
+        let (object, slot) = (entry.object, entry.slot);
+        let request = std::mem::replace(&mut entry.request, RequestKey::NONE);
+        self.stream.withdraw(seq);
+        self.counters.withdrawn += 1;
+        let Some(waiting) = self.requests.get_mut(request) else { return };
+        waiting.command = Bytes::copy_from_slice(self.stream.command(seq).bytes());
+        waiting.stage = Stage::Limbo(now);
+        self.objects[object].rare().limbo.push((slot, request));
+    }
+
+    /// A ballot that exists somewhere: `promised` never stays below it. This is also what ends leads.
+    pub(super) fn raise(&mut self, now: Micros, object: ObjectIndex, ballot: Ballot) {
+        if ballot > self.objects[object].promised {
+            self.depose(now, object);
+            self.objects[object].promised = ballot;
+        }
+    }
+
+    /// A cumulative answer, or where a receiver stands after a reconnect. Refusals are taken before the number counts.
+    pub(super) fn on_standing(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        frame: &Frame,
+        out: &mut Outputs,
+    ) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let standing: &Standing = reader.take()?;
+        let refusals: &[Refusal] = reader.take_many(standing.refusals.get() as usize)?;
+        let resumes = frame.kind == Kind::Resume;
+        if standing.stream != self.stream.id {
+            if resumes {
+                self.resume(from, 0, 0, 0, out);
+                return Ok(());
+            }
+            return Err(reader.wrong("it is about a stream that is not this node's"));
+        }
+        let last_seq = standing.last_seq.get();
+        if last_seq > self.stream.sealed_seq() || (!resumes && last_seq > self.links[from.index()].sent_seq) {
+            return Err(reader.wrong("it names numbers that were not sent"));
+        }
+        for refusal in refusals {
+            let ballot = ballot_from(&reader, frame.config_version, refusal.ballot)?;
+            self.take_refusal(now, refusal.seq.get(), ballot);
+        }
+        let link = &mut self.links[from.index()];
+        link.acked = link.acked.max(last_seq);
+        if resumes {
+            self.resume(from, last_seq, standing.watermark.get(), standing.behind_from.get(), out);
+        }
+        self.advance_commit(now, out);
+        Ok(())
+    }
+
+    /// The first refusal ends the owner's lead of that object.
+    fn take_refusal(&mut self, now: Micros, seq: u64, ballot: Ballot) {
+        let Some(entry) = self.stream.entry_mut(seq) else { return };
+        if entry.withdrawn {
+            return;
+        }
+        let object = entry.object;
+        self.counters.refusals += 1;
+        self.withdraw(now, seq);
+        self.raise(now, object, ballot);
+    }
+
+    /// Moves the watermark to the highest number that a Q2 has acked, executes what it passes, and answers (§IV-B).
+    pub(super) fn advance_commit(&mut self, now: Micros, out: &mut Outputs) {
+        let mut acked = [0u64; crate::topology::NodeSet::CAPACITY];
+        for (node, link) in self.links.iter().enumerate() {
+            acked[node] = link.acked;
+        }
+        acked[self.config.me.index()] = self.own_durable;
+        let to = self.config.quorums.phase2_watermark(&acked[..self.links.len()]);
+        if to <= self.stream.committed {
+            return;
+        }
+        assert!(to <= self.stream.sealed_seq(), "nobody acks what was not sealed");
+        self.progress_at = now;
+        while self.stream.committed < to {
+            let (seq, entry, frame) = self.stream.commit_next(now);
+            if entry.withdrawn {
+                self.keep_bytes(entry.object, entry.slot, &Source::Own(seq), || entry.slice_of(&frame));
+                continue;
+            }
+            self.counters.committed += 1;
+            let command = entry.command_in(&frame);
+            let answer = self.execute_own(now, &entry, command, out);
+            if entry.request != RequestKey::NONE {
+                self.answer(entry.request, answer, out);
+            }
+        }
+    }
+
+    fn execute_own(
+        &mut self,
+        now: Micros,
+        entry: &super::stream::OwnEntry,
+        command: Command<'_>,
+        out: &mut Outputs,
+    ) -> Answer {
+        let object = &mut self.objects[entry.object];
+        if entry.slot <= object.applied {
+            // Taken over in phase 1 and executed since, from the stream that had decided it: nobody waits for it here.
+            assert!(entry.request == RequestKey::NONE, "a new command's slot is executed only by its own stream");
+            return Answer::refusal(Status::Ok);
+        }
+        if entry.slot > object.applied + 1 {
+            // Found decided in phase 1, behind a slot that was withdrawn since: it waits for that slot like any other.
+            assert!(entry.request == RequestKey::NONE, "a new command is committed only behind all before it");
+            self.learn(now, entry.object, entry.slot, entry.ballot, command, out);
+            return Answer::refusal(Status::Ok);
+        }
+        let executed = object.state.execute(entry.slot, command);
+        object.applied = entry.slot;
+        if object.tail.first().is_some_and(|first| first.slot == entry.slot) {
+            object.tail.pop_first();
+        }
+        let with_value = command.op() == Op::Get;
+        let (status, version, slot) = (executed.status, executed.version, entry.slot);
+        if !object.tail.is_empty() || object.rare.is_some() {
+            self.after_execution(now, entry.object, out);
+        }
+        Answer { status, version, slot, with_value }
+    }
+
+    /// An entry leaves its stream, but a tail still has it: the tail keeps the bytes itself from now on.
+    fn keep_bytes(&mut self, object: ObjectIndex, slot: u64, source: &Source, bytes: impl FnOnce() -> Bytes) {
+        if let Some(kept) = self.objects[object].tail.get_mut(slot)
+            && kept.source == *source
+        {
+            // A copy, not a slice: a slice would pin its whole frame for as long as nobody uses the object.
+            kept.source = Source::Held(Box::new(Bytes::copy_from_slice(&bytes())));
+        }
+    }
+
+    /// A receiver has said where it stands: the stream goes on from there, or from where it is still kept (§5).
+    fn resume(&mut self, to: NodeIndex, last_seq: u64, watermark: u64, behind_from: u64, out: &mut Outputs) {
+        let (shard, version) = (self.config.shard, self.config.version);
+        let trimmed = self.stream.trimmed;
+        let link = &mut self.links[to.index()];
+        let mut from_seq = behind_from;
+        let (mut position, mut passed) = (last_seq, watermark);
+        if watermark < trimmed {
+            let skip = SkipBody { stream: self.stream.id, to_seq: trimmed.into() };
+            link.send(Kind::Skip, skip.as_bytes(), RecordId(0), out);
+            self.counters.skips += 1;
+            from_seq = if behind_from == 0 { watermark + 1 } else { behind_from.min(watermark + 1) };
+            (position, passed) = (last_seq.max(trimmed), trimmed);
+        }
+        link.catch_up = (from_seq > 0).then_some(super::link::CatchUp { from_seq, cursor: 0 });
+        let commit_to = self.stream.committed.min(position);
+        if commit_to > passed {
+            let frame = self.stream.commit_frame(passed, commit_to, shard, version);
+            out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
+        }
+        link.sent_seq = position;
+        link.next_frame = Some(self.stream.frame_after(position));
+        link.held_since = None;
+    }
+
+    /// Puts frames of the stream on the links: at once to those that the fastest Q2 consists of, held for a while and sent
+    /// in larger pieces to the others, and never more than a link has room for.
+    pub(super) fn send_stream(&mut self, now: Micros, out: &mut Outputs) {
+        let (end, usual_bytes) = (self.stream.end_frame(), self.stream.usual_bytes());
+        for (node, link) in self.links.iter_mut().enumerate() {
+            let Some(mut next) = link.next_frame else { continue };
+            if next >= end {
+                continue;
+            }
+            let node = NodeIndex(node as u8);
+            if !self.eager.contains(node) && !self.all_eager {
+                let since = *link.held_since.get_or_insert(now);
+                let frames = end - next;
+                let waited = now.since(since) >= self.config.batch.learner_delay_us;
+                if !waited && (frames as usize) * usual_bytes < self.config.batch.learner_bytes {
+                    continue;
+                }
+            }
+            while let Some(frame) = self.stream.frame(next) {
+                if out.room[node.index()] < frame.bytes.len() {
+                    break;
+                }
+                out.room[node.index()] -= frame.bytes.len();
+                out.sends.push(crate::protocol::Send { to: node, frame: frame.bytes.clone(), after: RecordId(0) });
+                link.sent_seq = frame.last_seq;
+                next += 1;
+            }
+            (link.next_frame, link.held_since) = (Some(next), None);
+        }
+    }
+
+    /// Lets go of frames that everybody has, or that cannot be kept any longer.
+    pub(super) fn trim_stream(&mut self) {
+        let me = self.config.me.index();
+        let peers = self.links.iter().enumerate().filter(|(node, _)| *node != me);
+        let needed_after = peers.map(|(_, link)| link.acked).min().unwrap_or(u64::MAX);
+        self.stream.trim(needed_after, self.config.flow.stream_retain_bytes);
+    }
+}
+
+/// The receiver's side.
+impl WPaxos {
+    /// Takes entries in order: accepts what is not below the promise, refuses the rest, and follows the watermark.
+    pub(super) fn on_accept_batch(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        frame: &Frame,
+        out: &mut Outputs,
+    ) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &BatchHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let entries_offset = reader.offset();
+        reader.bytes(head.entries_bytes.get() as usize)?;
+        let withdrawn: &[zerocopy::little_endian::U64] = reader.take_many(head.withdrawn.get() as usize)?;
+        if !reader.is_empty() {
+            return Err(reader.wrong("it has bytes behind its last part"));
+        }
+        self.adopt_stream(from, head);
+        let inbound = &self.inbound[from.index()];
+        if head.first_seq.get() > inbound.last_seq + 1 {
+            return Err(reader.wrong("it leaves a gap in the stream"));
+        }
+        if head.commit_to.get() > inbound.last_seq {
+            return Err(reader.wrong("its watermark is above what was sent"));
+        }
+        self.follow_watermark(now, from, head.commit_from.get(), head.commit_to.get(), withdrawn, out);
+        self.log_received(from, frame);
+        let mut entries = Reader::new(frame);
+        entries.bytes(entries_offset - entries.offset())?;
+        self.take_entries(now, from, frame, head, &mut entries)?;
+        if entries.offset() != entries_offset + head.entries_bytes.get() as usize {
+            return Err(entries.wrong("its entries do not fill their part"));
+        }
+        Ok(())
+    }
+
+    /// A stream of another boot of the owner: the old one is dead, what it left in tails stays there.
+    fn adopt_stream(&mut self, from: NodeIndex, head: &BatchHead) {
+        let inbound = &mut self.inbound[from.index()];
+        if inbound.id == Some(head.stream) {
+            return;
+        }
+        if inbound.id.is_some() {
+            let last = inbound.last_seq;
+            self.drop_entries(from, last);
+        }
+        self.inbound[from.index()] = super::Inbound::of(head.stream);
+    }
+
+    fn take_entries(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        frame: &Frame,
+        head: &BatchHead,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), FrameError> {
+        if head.entries.get() == 0 {
+            return Ok(());
+        }
+        let taken = self.inbound[from.index()].last_seq;
+        self.inbound[from.index()].push_frame(&frame.bytes);
+        for number in 0..u64::from(head.entries.get()) {
+            let entry: &EntryHead = reader.take()?;
+            reader.zero(entry.reserved)?;
+            let offset = reader.offset();
+            let command = Command::parse(reader.bytes(entry.command_bytes.get() as usize)?)
+                .map_err(|_| reader.wrong("an entry holds no valid command"))?;
+            let ballot = ballot_from(reader, frame.config_version, entry.ballot)?;
+            if ballot.owner() != Some(self.config.nodes[from.index()]) {
+                return Err(reader.wrong("an entry has somebody else's ballot"));
+            }
+            if entry.slot.get() == 0 {
+                return Err(reader.wrong("an entry has no slot"));
+            }
+            if head.first_seq.get() + number > taken {
+                self.take_entry(now, from, entry.slot.get(), ballot, command, offset);
+            }
+        }
+        self.inbound[from.index()].ack_due = true;
+        Ok(())
+    }
+
+    /// Accepts or refuses one entry (§IV-B; invariant 4).
+    fn take_entry(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        slot: u64,
+        ballot: Ballot,
+        command: Command<'_>,
+        offset: usize,
+    ) {
+        let object = self.object_of(command.key());
+        let seq = self.inbound[from.index()].push(object, slot, ballot, offset, command.bytes().len());
+        let promised = self.objects[object].promised;
+        if ballot < promised {
+            self.inbound[from.index()].refusals.push((seq, promised));
+            self.counters.refused += 1;
+            return;
+        }
+        self.raise(now, object, ballot);
+        let known = &mut self.objects[object];
+        if slot <= known.applied {
+            return;
+        }
+        match known.tail.get_mut(slot) {
+            Some(entry) if entry.decided => {}
+            _ => known.tail.put(TailEntry { slot, ballot, decided: false, source: Source::Stream(from, seq) }),
+        }
+    }
+
+    /// Executes what the watermark passes. It is taken only if it starts at or below one's own, so that a lost list of
+    /// exceptions cannot be skipped.
+    fn follow_watermark(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        commit_from: u64,
+        commit_to: u64,
+        withdrawn: &[zerocopy::little_endian::U64],
+        out: &mut Outputs,
+    ) {
+        if commit_from > self.inbound[from.index()].watermark {
+            return;
+        }
+        let mut withdrawn = withdrawn.iter().map(|seq| seq.get()).peekable();
+        while self.inbound[from.index()].watermark < commit_to {
+            let (seq, entry, frame) = self.inbound[from.index()].pass_next();
+            while withdrawn.next_if(|dropped| *dropped < seq).is_some() {}
+            if withdrawn.next_if_eq(&seq).is_some() {
+                let source = Source::Stream(from, seq);
+                self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(&frame));
+            } else {
+                // The stream's command, not the tail's: this node may have refused the entry and hold another there.
+                let (object, slot, ballot) = (entry.object, entry.slot, entry.ballot);
+                self.learn(now, object, slot, ballot, entry.command_in(&frame), out);
+            }
+        }
+        let inbound = &mut self.inbound[from.index()];
+        inbound.settle_frames();
+        inbound.settle_refusals();
+    }
+
+    /// A slot is decided: executes it if it is the next one, keeps it otherwise.
+    fn learn(
+        &mut self,
+        now: Micros,
+        object: ObjectIndex,
+        slot: u64,
+        ballot: Ballot,
+        command: Command<'_>,
+        out: &mut Outputs,
+    ) {
+        let known = &mut self.objects[object];
+        if slot <= known.applied {
+            return;
+        }
+        if slot > known.applied + 1 {
+            let source = Source::Held(Box::new(Bytes::copy_from_slice(command.bytes())));
+            known.tail.put(TailEntry { slot, ballot, decided: true, source });
+            self.note_gap(now, object);
+            return;
+        }
+        known.state.execute(slot, command);
+        known.applied = slot;
+        self.counters.learned += 1;
+        if known.tail.first().is_some_and(|first| first.slot == slot) {
+            known.tail.pop_first();
+        }
+        if !known.tail.is_empty() || known.rare.is_some() {
+            self.after_execution(now, object, out);
+        }
+    }
+
+    /// Executes decided slots that have become the next ones; then tells whoever waited for this object.
+    pub(super) fn after_execution(&mut self, now: Micros, object: ObjectIndex, out: &mut Outputs) {
+        let known = &mut self.objects[object];
+        while let Some(first) = known.tail.first() {
+            if first.slot <= known.applied {
+                known.tail.pop_first();
+                continue;
+            }
+            if first.slot > known.applied + 1 || !first.decided {
+                break;
+            }
+            let Source::Held(bytes) = &first.source else { unreachable!("decided commands are held") };
+            let slot = first.slot;
+            known.state.execute(slot, Command::view(bytes));
+            known.applied = slot;
+            known.tail.pop_first();
+        }
+        if self.objects[object].rare.is_some() {
+            self.settle_limbo(now, object, out);
+            self.release_parked(object);
+        }
+    }
+
+    /// Passes over everything up to `to` without executing it: its fate is not known here, state will come instead. Tails
+    /// keep what was accepted.
+    pub(super) fn drop_entries(&mut self, from: NodeIndex, to: u64) {
+        while self.inbound[from.index()].watermark < to.min(self.inbound[from.index()].last_seq) {
+            let (seq, entry, frame) = self.inbound[from.index()].pass_next();
+            self.keep_bytes(entry.object, entry.slot, &Source::Stream(from, seq), || entry.slice_of(&frame));
+        }
+        self.inbound[from.index()].settle_frames();
+    }
+
+    /// The stream no longer reaches back to this node's place in it (§5).
+    pub(super) fn on_skip(&mut self, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let skip: SkipBody = *reader.take()?;
+        let inbound = &mut self.inbound[from.index()];
+        if inbound.id.is_some_and(|id| id != skip.stream) || inbound.id.is_none() {
+            let last = inbound.last_seq;
+            self.drop_entries(from, last);
+            self.inbound[from.index()] = super::Inbound::of(skip.stream);
+        }
+        let (to, watermark) = (skip.to_seq.get(), self.inbound[from.index()].watermark);
+        if to <= watermark {
+            return Ok(());
+        }
+        self.drop_entries(from, to);
+        let inbound = &mut self.inbound[from.index()];
+        inbound.skip_to(to);
+        let missing = watermark + 1;
+        inbound.behind_from = if inbound.behind_from == 0 { missing } else { inbound.behind_from.min(missing) };
+        inbound.ack_due = true;
+        self.log_received(from, frame);
+        Ok(())
+    }
+
+    /// One cumulative answer per stream and turn, with all standing refusals. It counts on what was logged.
+    pub(super) fn send_acks(&mut self, out: &mut Outputs) {
+        for node in 0..self.inbound.len() {
+            if !self.inbound[node].ack_due {
+                continue;
+            }
+            self.inbound[node].ack_due = false;
+            if self.links[node].is_up() {
+                self.send_standing(NodeIndex(node as u8), Kind::Ack, out);
+            }
+        }
+    }
+
+    /// An Ack, or the Resume that opens a connection.
+    pub(super) fn send_standing(&mut self, to: NodeIndex, kind: Kind, out: &mut Outputs) {
+        let inbound = &self.inbound[to.index()];
+        let nobody = super::message::StreamId { incarnation: 0.into(), boot: 0.into() };
+        let head = Standing {
+            stream: inbound.id.unwrap_or(nobody),
+            refusals: (inbound.refusals.len() as u32).into(),
+            last_seq: inbound.last_seq.into(),
+            watermark: inbound.watermark.into(),
+            behind_from: inbound.behind_from.into(),
+        };
+        let mut body = std::mem::take(&mut self.scratch_bytes);
+        body.extend_from_slice(head.as_bytes());
+        for (seq, ballot) in &inbound.refusals {
+            let refusal = Refusal { seq: (*seq).into(), ballot: ballot.number.into() };
+            body.extend_from_slice(refusal.as_bytes());
+        }
+        self.links[to.index()].send(kind, &body, self.logged, out);
+        body.clear();
+        self.scratch_bytes = body;
+    }
+}

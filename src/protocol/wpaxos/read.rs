@@ -1,0 +1,213 @@
+//! Reads that are no commands: the owner answers from its own state once a Q2 has confirmed, since the read came in, that it
+//! promised nobody a higher ballot (`protocol.md` §9). One round serves all reads that wait at the end of a turn.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use zerocopy::IntoBytes;
+
+use super::{
+    Ballot, ObjectIndex, RequestKey, Role, WPaxos,
+    message::{KeyBallotHead, Objection, Reader, RoundHead, ballot_from},
+    requests::{Answer, Stage},
+};
+use crate::{
+    command::Status,
+    protocol::{Micros, Outputs, RecordId},
+    topology::{NodeIndex, NodeSet},
+    wire::{self, Frame, FrameError, Kind},
+};
+
+/// A round that has been asked.
+#[derive(Clone, Debug)]
+struct Round {
+    number: u64,
+    objects: Vec<(ObjectIndex, Ballot)>,
+    reads: Vec<(RequestKey, ObjectIndex, Ballot)>,
+    confirmed: NodeSet,
+    asked_at: Micros,
+    frame: Bytes,
+}
+
+/// All rounds of this node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reads {
+    /// Reads since the last round was asked.
+    waiting: Vec<(RequestKey, ObjectIndex, Ballot)>,
+    /// Their objects, each once.
+    objects: Vec<(ObjectIndex, Ballot)>,
+    rounds: VecDeque<Round>,
+    /// The number of the round that is being gathered.
+    next_round: u64,
+}
+
+impl Reads {
+    pub(super) fn new() -> Self {
+        Self { next_round: 1, ..Self::default() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rounds.is_empty() && self.waiting.is_empty()
+    }
+}
+
+impl WPaxos {
+    /// A read at the owner: joins the round that is being gathered, or waits until what was taken over is executed.
+    pub(super) fn enrol_read(&mut self, key: RequestKey, object: ObjectIndex) {
+        let round = self.reads.next_round;
+        let known = &mut self.objects[object];
+        let Role::Leading(leading) = &mut known.role else { unreachable!("only the owner serves reads") };
+        if known.applied < leading.settled {
+            self.requests.get_mut(key).expect("it waits").stage = Stage::Waiting;
+            known.rare().parked.push(key);
+            return;
+        }
+        if leading.round < round {
+            leading.round = round;
+            self.reads.objects.push((object, known.promised));
+        }
+        self.reads.waiting.push((key, object, known.promised));
+        self.requests.get_mut(key).expect("it waits").stage = Stage::Reading;
+    }
+
+    /// Reads that waited for the taken-over tail, once it is executed.
+    pub(super) fn release_parked(&mut self, object: ObjectIndex) {
+        let known = &mut self.objects[object];
+        let settled = known.leading().is_some_and(|leading| leading.settled <= known.applied);
+        if let Some(rare) = &mut known.rare
+            && settled
+        {
+            self.ready_requests.append(&mut rare.parked);
+        }
+    }
+
+    /// Asks the round that this turn gathered.
+    pub(super) fn ask_round(&mut self, now: Micros, out: &mut Outputs) {
+        if self.reads.waiting.is_empty() {
+            return;
+        }
+        let mut body = std::mem::take(&mut self.scratch_bytes);
+        let number = self.reads.next_round;
+        body.extend_from_slice(RoundHead { round: number.into() }.as_bytes());
+        for (object, ballot) in &self.reads.objects {
+            let key = &self.objects[*object].key;
+            body.extend_from_slice(key_ballot_head(*ballot, key).as_bytes());
+            body.extend_from_slice(key);
+        }
+        let frame = wire::frame(Kind::Confirm, self.config.shard, self.config.version, &body);
+        body.clear();
+        self.scratch_bytes = body;
+        self.counters.read_rounds += 1;
+        self.reads.next_round += 1;
+        self.reads.rounds.push_back(Round {
+            number,
+            objects: std::mem::take(&mut self.reads.objects),
+            reads: std::mem::take(&mut self.reads.waiting),
+            confirmed: [self.config.me].into_iter().collect(),
+            asked_at: now,
+            frame: frame.clone(),
+        });
+        for node in self.eager.iter().filter(|node| *node != self.config.me) {
+            if self.links[node.index()].is_up() {
+                out.sends.push(crate::protocol::Send { to: node, frame: frame.clone(), after: RecordId(0) });
+            }
+        }
+        self.finish_round(number, out);
+    }
+
+    /// An owner asks whether it still is: says for which objects this node has promised higher.
+    pub(super) fn on_confirm(&mut self, from: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &RoundHead = reader.take()?;
+        let mut body = std::mem::take(&mut self.scratch_bytes);
+        body.extend_from_slice(head.as_bytes());
+        let mut index = 0u32;
+        while !reader.is_empty() {
+            let asked: &KeyBallotHead = reader.take()?;
+            reader.zero(asked.reserved)?;
+            let key = reader.key(asked.key_bytes)?;
+            let ballot = ballot_from(&reader, frame.config_version, asked.ballot)?;
+            let promised = self.objects.find(key).map_or(Ballot::ZERO, |object| self.objects[object].promised);
+            if promised > ballot {
+                let objection = Objection { ballot: promised.number.into(), index: index.into(), reserved: 0.into() };
+                body.extend_from_slice(objection.as_bytes());
+            }
+            index += 1;
+        }
+        self.links[from.index()].send(Kind::ConfirmReply, &body, RecordId(0), out);
+        body.clear();
+        self.scratch_bytes = body;
+        Ok(())
+    }
+
+    /// An answer to a round: an objection deposes this node, the rest confirms it.
+    pub(super) fn on_confirm_reply(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        frame: &Frame,
+        out: &mut Outputs,
+    ) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &RoundHead = reader.take()?;
+        let number = head.round.get();
+        let Some(place) = self.reads.rounds.iter().position(|round| round.number == number) else { return Ok(()) };
+        while !reader.is_empty() {
+            let objection: &Objection = reader.take()?;
+            let ballot = ballot_from(&reader, frame.config_version, objection.ballot)?;
+            let objects = &self.reads.rounds[place].objects;
+            let Some(&(object, _)) = objects.get(objection.index.get() as usize) else {
+                return Err(reader.wrong("it objects to what was not asked"));
+            };
+            self.raise(now, object, ballot);
+        }
+        self.reads.rounds[place].confirmed.insert(from);
+        self.finish_round(number, out);
+        Ok(())
+    }
+
+    /// With a Q2: answers the reads of objects that this node has led at the same ballot all along; the others go where
+    /// the objects went.
+    fn finish_round(&mut self, number: u64, out: &mut Outputs) {
+        let place = self.reads.rounds.iter().position(|round| round.number == number).expect("it is open");
+        if !self.config.quorums.is_phase2_quorum(self.reads.rounds[place].confirmed) {
+            return;
+        }
+        let round = self.reads.rounds.remove(place).expect("just found");
+        for (key, object, ballot) in round.reads {
+            let known = &self.objects[object];
+            if known.leading().is_none() || known.promised != ballot {
+                self.ready_requests.push(key);
+                continue;
+            }
+            self.counters.reads += 1;
+            let status = if known.state.value.is_some() { Status::Ok } else { Status::NotFound };
+            let (version, slot) = (known.state.version, 0);
+            self.answer(key, Answer { status, version, slot, with_value: true }, out);
+        }
+    }
+
+    /// Asks rounds again, of everybody, that are overdue.
+    pub(super) fn check_rounds(&mut self, now: Micros, out: &mut Outputs) {
+        for round in &mut self.reads.rounds {
+            if now.since(round.asked_at) < self.config.timers.confirm_retry_us {
+                continue;
+            }
+            round.asked_at = now;
+            self.counters.rounds_repeated += 1;
+            for (node, link) in self.links.iter().enumerate() {
+                let node = NodeIndex(node as u8);
+                if link.is_up() && !round.confirmed.contains(node) {
+                    out.sends.push(crate::protocol::Send { to: node, frame: round.frame.clone(), after: RecordId(0) });
+                }
+            }
+        }
+        // A round whose reads have all ended in time-outs is of no use to anybody.
+        let requests = &mut self.requests;
+        self.reads.rounds.retain(|round| round.reads.iter().any(|(key, _, _)| requests.get_mut(*key).is_some()));
+    }
+}
+
+pub(super) fn key_ballot_head(ballot: Ballot, key: &[u8]) -> KeyBallotHead {
+    KeyBallotHead { ballot: ballot.number.into(), key_bytes: (key.len() as u16).into(), reserved: [0; 6] }
+}

@@ -1,0 +1,312 @@
+//! The accept stream that this node issues (`protocol.md` §5): numbered entries of many objects, encoded once into frames
+//! that go to every peer and into the log, and kept while somebody may still need them.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use zerocopy::IntoBytes;
+
+use super::{
+    Ballot, ObjectIndex, RequestKey,
+    message::{BatchHead, EntryHead, StreamId},
+};
+use crate::{
+    command::Command,
+    protocol::Micros,
+    wire::{self, HEADER_BYTES, Kind},
+};
+
+/// An entry above the commit watermark.
+#[derive(Clone, Debug)]
+pub(super) struct OwnEntry {
+    pub(super) object: ObjectIndex,
+    pub(super) slot: u64,
+    pub(super) ballot: Ballot,
+    /// Who waits for it; taken when the entry is withdrawn.
+    pub(super) request: RequestKey,
+    /// Passed over by the watermark, never committed by this stream.
+    pub(super) withdrawn: bool,
+    frame: u64,
+    offset: u32,
+    bytes: u32,
+}
+
+/// A sealed frame.
+#[derive(Clone, Debug)]
+pub(super) struct OwnFrame {
+    pub(super) bytes: Bytes,
+    /// The last number in this frame or before it.
+    pub(super) last_seq: u64,
+}
+
+/// The open batch: entries that no frame holds yet.
+#[derive(Clone, Debug, Default)]
+struct Open {
+    buffer: BytesMut,
+    entries: u32,
+    opened_at: Micros,
+}
+
+/// This node's own stream.
+#[derive(Clone, Debug)]
+pub(super) struct OwnStream {
+    pub(super) id: StreamId,
+    open: Open,
+    entries: VecDeque<OwnEntry>,
+    next_seq: u64,
+    /// The commit watermark: what is at or below it is committed, or withdrawn.
+    pub(super) committed: u64,
+    /// The watermark that the last sealed frame carries.
+    announced: u64,
+    /// When `announced` fell behind.
+    unannounced_since: Option<Micros>,
+    /// The numbers above `trimmed` that are withdrawn.
+    withdrawn: BTreeSet<u64>,
+    frames: VecDeque<OwnFrame>,
+    first_frame: u64,
+    /// The last number whose frame is no longer kept.
+    pub(super) trimmed: u64,
+    retained_bytes: usize,
+    inflight_bytes: usize,
+    /// Size of the last frame: the next buffer's.
+    usual_bytes: usize,
+}
+
+const BATCH_START: usize = HEADER_BYTES + size_of::<BatchHead>();
+
+impl OwnStream {
+    pub(super) fn new(id: StreamId) -> Self {
+        Self {
+            id,
+            open: Open::default(),
+            entries: VecDeque::new(),
+            next_seq: 1,
+            committed: 0,
+            announced: 0,
+            unannounced_since: None,
+            withdrawn: BTreeSet::new(),
+            frames: VecDeque::new(),
+            first_frame: 0,
+            trimmed: 0,
+            retained_bytes: 0,
+            inflight_bytes: 0,
+            usual_bytes: 4096,
+        }
+    }
+
+    /// The last number that was given.
+    pub(super) fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    /// The last number that a frame holds.
+    pub(super) fn sealed_seq(&self) -> u64 {
+        self.last_seq() - u64::from(self.open.entries)
+    }
+
+    /// Bytes of commands above the watermark.
+    pub(super) fn inflight_bytes(&self) -> usize {
+        self.inflight_bytes
+    }
+
+    /// Size of the last frame in bytes.
+    pub(super) fn usual_bytes(&self) -> usize {
+        self.usual_bytes
+    }
+
+    pub(super) fn open_bytes(&self) -> usize {
+        self.open.buffer.len()
+    }
+
+    pub(super) fn open_entries(&self) -> usize {
+        self.open.entries as usize
+    }
+
+    pub(super) fn opened_at(&self) -> Option<Micros> {
+        (self.open.entries > 0).then_some(self.open.opened_at)
+    }
+
+    pub(super) fn unannounced_since(&self) -> Option<Micros> {
+        self.unannounced_since
+    }
+
+    /// Encodes a command as the next entry; returns its number. This is the one copy that the owner makes of it.
+    pub(super) fn append(
+        &mut self,
+        now: Micros,
+        object: ObjectIndex,
+        slot: u64,
+        ballot: Ballot,
+        command: &[u8],
+        request: RequestKey,
+    ) -> u64 {
+        if self.open.buffer.is_empty() {
+            self.open.buffer.reserve(self.usual_bytes + BATCH_START);
+            self.open.buffer.extend_from_slice(&[0; BATCH_START]);
+        }
+        if self.open.entries == 0 {
+            self.open.opened_at = now;
+        }
+        let head = EntryHead {
+            slot: slot.into(),
+            ballot: ballot.number.into(),
+            command_bytes: (command.len() as u32).into(),
+            reserved: 0.into(),
+        };
+        self.open.buffer.extend_from_slice(head.as_bytes());
+        let offset = self.open.buffer.len() as u32;
+        self.open.buffer.extend_from_slice(command);
+        self.open.entries += 1;
+        let frame = self.end_frame();
+        let bytes = command.len() as u32;
+        self.entries.push_back(OwnEntry { object, slot, ballot, request, withdrawn: false, frame, offset, bytes });
+        self.inflight_bytes += command.len();
+        self.next_seq += 1;
+        self.next_seq - 1
+    }
+
+    /// The number of the frame after the last sealed one.
+    pub(super) fn end_frame(&self) -> u64 {
+        self.first_frame + self.frames.len() as u64
+    }
+
+    /// Makes a frame of the open batch, with the watermark as it is; nothing if there is nothing to tell.
+    pub(super) fn seal(&mut self, shard: u16, version: u32) -> Option<Bytes> {
+        if self.open.entries == 0 && self.announced == self.committed {
+            return None;
+        }
+        let mut buffer = std::mem::take(&mut self.open.buffer);
+        if buffer.is_empty() {
+            buffer.extend_from_slice(&[0; BATCH_START]);
+        }
+        let entries_bytes = buffer.len() - BATCH_START;
+        let mut withdrawn = 0;
+        for seq in self.withdrawn.range(self.announced + 1..=self.committed) {
+            buffer.extend_from_slice(&seq.to_le_bytes());
+            withdrawn += 1;
+        }
+        let head = BatchHead {
+            stream: self.id,
+            first_seq: (self.sealed_seq() + 1).into(),
+            commit_from: self.announced.into(),
+            commit_to: self.committed.into(),
+            entries: self.open.entries.into(),
+            entries_bytes: (entries_bytes as u32).into(),
+            withdrawn: withdrawn.into(),
+            reserved: 0.into(),
+        };
+        buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
+        wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
+        self.usual_bytes = buffer.len().max(512);
+        self.open = Open::default();
+        (self.announced, self.unannounced_since) = (self.committed, None);
+        let bytes = buffer.freeze();
+        self.retained_bytes += bytes.len();
+        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq: self.last_seq() });
+        Some(bytes)
+    }
+
+    /// A commit watermark for one receiver that comes back: from where it stands to what it has, or what is committed.
+    pub(super) fn commit_frame(&self, from: u64, to: u64, shard: u16, version: u32) -> Bytes {
+        assert!(self.trimmed <= from && to <= self.committed, "the fate of {from}..{to} is known");
+        let mut buffer = BytesMut::with_capacity(BATCH_START);
+        buffer.extend_from_slice(&[0; BATCH_START]);
+        let mut withdrawn = 0;
+        for seq in self.withdrawn.range(from + 1..=to) {
+            buffer.extend_from_slice(&seq.to_le_bytes());
+            withdrawn += 1;
+        }
+        let head = BatchHead {
+            stream: self.id,
+            first_seq: (to + 1).into(),
+            commit_from: from.into(),
+            commit_to: to.into(),
+            entries: 0.into(),
+            entries_bytes: 0.into(),
+            withdrawn: withdrawn.into(),
+            reserved: 0.into(),
+        };
+        buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
+        wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
+        buffer.freeze()
+    }
+
+    /// The sealed frame with this number, if it is kept and there is one.
+    pub(super) fn frame(&self, number: u64) -> Option<&OwnFrame> {
+        self.frames.get(usize::try_from(number.checked_sub(self.first_frame)?).ok()?)
+    }
+
+    /// The number of the first kept frame that has something for a receiver that took everything up to `seq`.
+    pub(super) fn frame_after(&self, seq: u64) -> u64 {
+        self.first_frame + self.frames.partition_point(|frame| frame.last_seq <= seq) as u64
+    }
+
+    /// An entry above the watermark.
+    pub(super) fn entry_mut(&mut self, seq: u64) -> Option<&mut OwnEntry> {
+        let place = seq.checked_sub(self.committed + 1)?;
+        self.entries.get_mut(usize::try_from(place).ok()?)
+    }
+
+    /// The command of an entry above the watermark, in its frame or still in the open batch.
+    pub(super) fn command(&self, seq: u64) -> Command<'_> {
+        let entry = &self.entries[(seq - self.committed - 1) as usize];
+        Command::view(self.command_bytes(entry))
+    }
+
+    fn command_bytes(&self, entry: &OwnEntry) -> &[u8] {
+        let (start, end) = (entry.offset as usize, (entry.offset + entry.bytes) as usize);
+        match self.frame(entry.frame) {
+            Some(frame) => &frame.bytes[start..end],
+            None => &self.open.buffer[start..end],
+        }
+    }
+
+    /// Takes the entry behind the watermark, which moves over it, with its command.
+    pub(super) fn commit_next(&mut self, now: Micros) -> (u64, OwnEntry, Bytes) {
+        let entry = self.entries.pop_front().expect("the watermark stays below the last number");
+        self.committed += 1;
+        self.unannounced_since.get_or_insert(now);
+        self.inflight_bytes -= entry.bytes as usize;
+        let frame = self.frame(entry.frame).expect("only sealed entries are committed, and kept until they are");
+        let frame = frame.bytes.clone();
+        (self.committed, entry, frame)
+    }
+
+    /// Marks an entry above the watermark as withdrawn.
+    pub(super) fn withdraw(&mut self, seq: u64) {
+        let entry = self.entry_mut(seq).expect("only entries above the watermark are withdrawn");
+        assert!(!entry.withdrawn, "an entry is withdrawn once");
+        entry.withdrawn = true;
+        self.withdrawn.insert(seq);
+    }
+
+    /// Forgets frames that everybody has acked (`needed_after`: the lowest ack), and more where they exceed what is to be
+    /// retained; never above the watermark.
+    pub(super) fn trim(&mut self, needed_after: u64, retain_bytes: usize) {
+        while let Some(frame) = self.frames.front() {
+            let wanted = frame.last_seq > needed_after && self.retained_bytes <= retain_bytes;
+            if wanted || frame.last_seq > self.committed || self.frames.len() == 1 {
+                break;
+            }
+            self.retained_bytes -= frame.bytes.len();
+            self.trimmed = frame.last_seq;
+            self.frames.pop_front();
+            self.first_frame += 1;
+        }
+        if self.withdrawn.first().is_some_and(|first| *first <= self.trimmed) {
+            self.withdrawn = self.withdrawn.split_off(&(self.trimmed + 1));
+        }
+    }
+}
+
+impl OwnEntry {
+    /// The entry's command in its frame's bytes.
+    pub(super) fn command_in<'a>(&self, frame: &'a Bytes) -> Command<'a> {
+        Command::view(&frame[self.offset as usize..(self.offset + self.bytes) as usize])
+    }
+
+    /// The entry's command as a slice of its frame.
+    pub(super) fn slice_of(&self, frame: &Bytes) -> Bytes {
+        frame.slice(self.offset as usize..(self.offset + self.bytes) as usize)
+    }
+}

@@ -1,0 +1,161 @@
+//! The key-value state machine: deterministic, per object, the same on every replica after the same commands.
+
+mod recent;
+
+pub use recent::{Judgement, Recent, SESSIONS_MAX, Session};
+
+use crate::command::{Command, Expect, Op, Status};
+
+/// What the commands up to some slot have made of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ObjectState {
+    /// The value; `None` if there is none, as before the first write and after a Delete.
+    pub value: Option<Vec<u8>>,
+    /// How many writes took effect.
+    pub version: u64,
+    /// What the object's last writers have had executed (`protocol.md` §7); absent before the first write.
+    pub recent: Option<Box<Recent>>,
+}
+
+/// The outcome of one executed command. A Get's value is the object's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// How it ended.
+    pub status: Status,
+    /// The object's version when it did.
+    pub version: u64,
+}
+
+impl ObjectState {
+    /// Executes the command decided in `slot`. A write that its client has had executed before changes nothing and is
+    /// answered from `recent`; one that cannot be judged is not executed (`protocol.md` §7).
+    pub fn execute(&mut self, slot: u64, command: Command<'_>) -> Executed {
+        match command.op() {
+            Op::Noop => Executed { status: Status::Ok, version: self.version },
+            Op::Get => {
+                let status = if self.value.is_some() { Status::Ok } else { Status::NotFound };
+                Executed { status, version: self.version }
+            }
+            Op::Put | Op::Delete | Op::CompareAndSwap => self.execute_write(slot, command),
+        }
+    }
+
+    fn execute_write(&mut self, slot: u64, command: Command<'_>) -> Executed {
+        match self.judge(command.client(), command.id(), command.is_retry()) {
+            Judgement::Fresh => {}
+            Judgement::Done(executed) => return executed,
+            Judgement::Duplicate => return Executed { status: Status::Duplicate, version: self.version },
+            Judgement::Unknown => return Executed { status: Status::OutcomeUnknown, version: self.version },
+        }
+        let status = self.apply(command);
+        let executed = Executed { status, version: self.version };
+        let recent = self.recent.get_or_insert_default();
+        recent.record(slot, command.client(), command.id(), executed);
+        executed
+    }
+
+    fn apply(&mut self, command: Command<'_>) -> Status {
+        match command.op() {
+            Op::Put => self.set(command.value()),
+            Op::Delete if self.value.take().is_none() => return Status::NotFound,
+            Op::CompareAndSwap if !self.is_as_expected(command.expect()) => return Status::CasFailed,
+            Op::CompareAndSwap => self.set(command.value()),
+            _ => {}
+        }
+        self.version += 1;
+        Status::Ok
+    }
+
+    /// Overwrites in place: a value of the usual size costs no allocation.
+    fn set(&mut self, value: &[u8]) {
+        let held = self.value.get_or_insert_default();
+        held.clear();
+        if held.capacity() > 4 * value.len().max(64) {
+            *held = Vec::with_capacity(value.len());
+        }
+        held.reserve_exact(value.len());
+        held.extend_from_slice(value);
+    }
+
+    fn is_as_expected(&self, expect: Expect<'_>) -> bool {
+        match expect {
+            Expect::Absent => self.value.is_none(),
+            Expect::Value(value) => self.value.as_deref() == Some(value),
+            Expect::Version(version) => self.version == version,
+        }
+    }
+
+    /// What is known of a client's command.
+    pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
+        self.recent.as_ref().map_or(Judgement::Fresh, |recent| recent.judge(client, id, retry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Action, NewCommand};
+
+    fn run(state: &mut ObjectState, slot: u64, id: u64, action: Action<'_>) -> (Status, u64) {
+        run_as(state, slot, (1, id, false), action)
+    }
+
+    fn run_as(state: &mut ObjectState, slot: u64, who: (u64, u64, bool), action: Action<'_>) -> (Status, u64) {
+        let mut bytes = Vec::new();
+        let (client, id, retry) = who;
+        NewCommand { client, id, retry, key: b"k", action }.encode(&mut bytes).unwrap();
+        let executed = state.execute(slot, Command::parse(&bytes).unwrap());
+        (executed.status, executed.version)
+    }
+
+    #[test]
+    fn operations_do_what_they_say() {
+        let mut state = ObjectState::default();
+        let s = &mut state;
+        let cas = |expect, value| Action::CompareAndSwap { expect, value };
+        assert_eq!(run(s, 1, 1, Action::Get), (Status::NotFound, 0));
+        assert_eq!(run(s, 2, 2, Action::Delete), (Status::NotFound, 0));
+        assert_eq!(run(s, 3, 3, cas(Expect::Value(b"a"), b"b")), (Status::CasFailed, 0));
+        assert_eq!(run(s, 4, 4, cas(Expect::Absent, b"a")), (Status::Ok, 1));
+        assert_eq!(run(s, 5, 5, cas(Expect::Absent, b"x")), (Status::CasFailed, 1));
+        assert_eq!(run(s, 6, 6, cas(Expect::Value(b"a"), b"b")), (Status::Ok, 2));
+        assert_eq!(run(s, 7, 7, cas(Expect::Version(1), b"x")), (Status::CasFailed, 2));
+        assert_eq!(run(s, 8, 8, cas(Expect::Version(2), b"c")), (Status::Ok, 3));
+        assert_eq!(s.value.as_deref(), Some(b"c".as_slice()));
+        assert_eq!(run(s, 9, 9, Action::Put(b"")), (Status::Ok, 4));
+        assert_eq!(run(s, 10, 10, Action::Get), (Status::Ok, 4), "an empty value is a value");
+        assert_eq!(run(s, 11, 11, Action::Delete), (Status::Ok, 5));
+        assert_eq!(run(s, 12, 12, Action::Noop), (Status::Ok, 5));
+        assert_eq!(s.value, None);
+    }
+
+    #[test]
+    fn a_retried_write_executes_once_and_is_answered_as_before() {
+        let mut state = ObjectState::default();
+        let s = &mut state;
+        assert_eq!(run(s, 1, 1, Action::Put(b"a")), (Status::Ok, 1));
+        assert_eq!(run_as(s, 2, (1, 1, true), Action::Put(b"a")), (Status::Ok, 1));
+        assert_eq!(run(s, 3, 3, Action::Put(b"c")), (Status::Ok, 2));
+        assert_eq!(run_as(s, 4, (1, 1, true), Action::Put(b"a")), (Status::Duplicate, 2));
+        assert_eq!(run_as(s, 5, (1, 2, true), Action::Put(b"b")), (Status::Ok, 3), "2 was never executed");
+        assert_eq!(run_as(s, 6, (1, 2, true), Action::Put(b"b")), (Status::Duplicate, 3));
+        assert_eq!(s.value.as_deref(), Some(b"b".as_slice()));
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_not_executed() {
+        let mut state = ObjectState::default();
+        let s = &mut state;
+        run(s, 1, 100, Action::Put(b"a"));
+        assert_eq!(run(s, 2, 35, Action::Put(b"x")), (Status::OutcomeUnknown, 1), "65 before the highest");
+        assert_eq!(run(s, 2, 36, Action::Put(b"b")), (Status::Ok, 2), "64 before the highest");
+        assert_eq!(run_as(s, 3, (2, 1, true), Action::Put(b"c")), (Status::Ok, 3), "nobody was dropped yet");
+        for client in 3..3 + SESSIONS_MAX as u64 {
+            run_as(s, client + 10, (client, 1, false), Action::Put(b"d"));
+        }
+        let before = s.clone();
+        assert_eq!(run_as(s, 90, (1, 100, true), Action::Put(b"e")).0, Status::OutcomeUnknown);
+        assert_eq!(*s, before);
+        assert_eq!(run_as(s, 91, (99, 1, false), Action::Put(b"f")).0, Status::Ok, "a newcomer's first command");
+    }
+}

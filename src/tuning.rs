@@ -1,0 +1,200 @@
+//! The tuning file: every knob, its unit, its default.
+//!
+//! What is here may differ from node to node and from run to run without endangering anything but speed; what all
+//! members must agree on is in [`crate::topology::Cluster`]. Units end the names: `_us` is microseconds, `_bytes` bytes.
+
+use serde::{Deserialize, Serialize};
+
+/// All knobs of a replica. [`Tuning::load`] reads them from a file, [`Tuning::check`] says whether they can be as they are.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tuning {
+    /// What reports call this tuning.
+    pub name: String,
+    /// What it is for, in a sentence.
+    pub purpose: String,
+    /// What goes into one frame, and how long it may wait.
+    pub batch: Batch,
+    /// How much may be under way before somebody is told to wait.
+    pub flow: Flow,
+    /// When to try again, to suspect, to give up.
+    pub timers: Timers,
+    /// Socket options.
+    pub sockets: Sockets,
+    /// Cores and the memory of their rings.
+    pub placement: Placement,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            purpose: "A balanced start: batches form by themselves under load, and nothing waits without it."
+                .to_owned(),
+            batch: Batch::default(),
+            flow: Flow::default(),
+            timers: Timers::default(),
+            sockets: Sockets::default(),
+            placement: Placement::default(),
+        }
+    }
+}
+
+/// What goes into one frame, and how long it may wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    /// How long an open batch of accepts waits for more, in microseconds; 0 ends it with the loop's turn.
+    pub linger_us: u64,
+    /// Entries at which a batch is sent at once.
+    pub entries_max: usize,
+    /// Bytes at which a batch is sent at once.
+    pub bytes_max: usize,
+    /// How long entries for nodes outside the nearest phase-2 quorum may wait, in microseconds.
+    pub learner_delay_us: u64,
+    /// Bytes at which they are sent at once.
+    pub learner_bytes: usize,
+    /// How long a commit waits for a batch to ride in before it goes alone, in microseconds.
+    pub commit_delay_us: u64,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            linger_us: 0,
+            entries_max: 1024,
+            bytes_max: 262_144,
+            learner_delay_us: 1000,
+            learner_bytes: 131_072,
+            commit_delay_us: 1000,
+        }
+    }
+}
+
+/// How much may be under way before somebody is told to wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flow {
+    /// Requests that one shard lets wait; over it they are answered `Overloaded`.
+    pub requests_max: usize,
+    /// Uncommitted bytes in a shard's accept stream at which it takes no further writes.
+    pub stream_inflight_bytes_max: usize,
+    /// Committed bytes of a stream that are kept for nodes that lag; those further behind get object state.
+    pub stream_retain_bytes: usize,
+    /// Unsent bytes in the queue of one link at which its stream pauses.
+    pub link_queue_bytes_max: usize,
+    /// Unanswered requests of one client connection at which it is read no further.
+    pub client_requests_max: usize,
+    /// Unsent bytes of answers to one client connection at which it is read no further.
+    pub client_queue_bytes_max: usize,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            requests_max: 65_536,
+            stream_inflight_bytes_max: 67_108_864,
+            stream_retain_bytes: 67_108_864,
+            link_queue_bytes_max: 8_388_608,
+            client_requests_max: 16_384,
+            client_queue_bytes_max: 8_388_608,
+        }
+    }
+}
+
+/// When to try again, to suspect, to give up. All in microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timers {
+    /// A request that waited so long is answered `TimedOut`.
+    pub request_timeout_us: u64,
+    /// A link that is otherwise silent carries a heartbeat this often.
+    pub heartbeat_us: u64,
+    /// A peer whose link is up but silent for so long is suspected.
+    pub suspect_silent_us: u64,
+    /// A peer whose link has been down for so long is suspected.
+    pub suspect_down_us: u64,
+    /// A phase 1 without its quorum asks again this often.
+    pub prepare_retry_us: u64,
+    /// The shortest wait of a beaten candidate.
+    pub backoff_min_us: u64,
+    /// The longest wait of a candidate that is beaten again and again.
+    pub backoff_max_us: u64,
+    /// A read that waits for confirmation asks again this often.
+    pub confirm_retry_us: u64,
+    /// Slots missing below a decided one are asked for after so long.
+    pub gap_delay_us: u64,
+    /// Entries of a stream that died are finished by somebody else after so long.
+    pub orphan_delay_us: u64,
+    /// An object that was handed over and not taken is offered again after so long.
+    pub handover_retry_us: u64,
+    /// When the oldest accept is uncommitted for so long, accepts go to all zones at once.
+    pub q2_fallback_us: u64,
+    /// How often timers are looked at while anything is under way.
+    pub tick_us: u64,
+    /// The first wait before a lost link is dialled again.
+    pub reconnect_min_us: u64,
+    /// The longest wait before a lost link is dialled again.
+    pub reconnect_max_us: u64,
+    /// How long a stopping replica goes on to answer what waits.
+    pub stop_grace_us: u64,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            request_timeout_us: 5_000_000,
+            heartbeat_us: 100_000,
+            suspect_silent_us: 1_000_000,
+            suspect_down_us: 100_000,
+            prepare_retry_us: 100_000,
+            backoff_min_us: 5_000,
+            backoff_max_us: 500_000,
+            confirm_retry_us: 100_000,
+            gap_delay_us: 50_000,
+            orphan_delay_us: 1_000_000,
+            handover_retry_us: 200_000,
+            q2_fallback_us: 50_000,
+            tick_us: 1000,
+            reconnect_min_us: 20_000,
+            reconnect_max_us: 1_000_000,
+            stop_grace_us: 500_000,
+        }
+    }
+}
+
+/// Socket options.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sockets {
+    /// `SO_SNDBUF` of links between nodes, in bytes; 0 leaves it to the kernel.
+    pub send_buffer_bytes: usize,
+    /// `SO_RCVBUF` of links between nodes, in bytes; 0 leaves it to the kernel.
+    pub receive_buffer_bytes: usize,
+    /// The most that is asked of a socket in one read, in bytes.
+    pub read_bytes: usize,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self { send_buffer_bytes: 4_194_304, receive_buffer_bytes: 4_194_304, read_bytes: 131_072 }
+    }
+}
+
+/// Cores and the memory of their rings.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Placement {
+    /// The core of each shard executor of this process, in order; empty leaves all of them unpinned.
+    pub cores: Vec<usize>,
+    /// Entries of each executor's submission ring, a power of two.
+    pub ring_depth: usize,
+    /// Memory that each executor registers with the kernel for I/O, in bytes; counts against `RLIMIT_MEMLOCK`.
+    pub io_memory_bytes: usize,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self { cores: Vec::new(), ring_depth: 128, io_memory_bytes: 65_536 }
+    }
+}
