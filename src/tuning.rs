@@ -93,7 +93,7 @@ impl Default for Flow {
     fn default() -> Self {
         Self {
             requests_max: 65_536,
-            stream_inflight_bytes_max: 67_108_864,
+            stream_inflight_bytes_max: 16_777_216,
             stream_retain_bytes: 67_108_864,
             link_queue_bytes_max: 8_388_608,
             client_requests_max: 16_384,

@@ -420,11 +420,11 @@ impl Client {
         let until = self.now.plus(micros_of(timeout));
         let before = self.counters.completed;
         loop {
-            self.run_timers();
             self.write_dirty();
             self.deliver_ended(on);
             let ended = self.counters.completed != before;
             self.wait_and_receive(if ended { self.now } else { until }, on)?;
+            self.run_timers(); // After receiving: a caller who was away must not take waiting answers for silence.
             self.deliver_ended(on);
             if self.counters.completed != before || self.now >= until {
                 self.write_dirty();

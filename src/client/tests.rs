@@ -145,6 +145,18 @@ fn a_late_answer_ends_an_open_request_and_is_ignored_after() {
 }
 
 #[test]
+fn a_caller_who_was_away_finds_the_answers_that_waited() {
+    let fake = three(|_| done());
+    let mut client = connect(&fake);
+    assert_eq!(outcome_of(&mut client, Action::Put(b"v")), ("Done".to_owned(), 1));
+    client.submit(Action::Put(b"v"), b"key", 1).unwrap();
+    client.flush();
+    std::thread::sleep(SHORT * 2);
+    assert_eq!(finish(&mut client)[&1].1, 1);
+    assert_eq!(fake.seen().len(), 2);
+}
+
+#[test]
 fn an_early_refusal_does_not_end_a_later_attempt() {
     let fake = three(|seen| match seen.nth {
         0 => Act::Later(SHORT * 2, Status::Overloaded),
