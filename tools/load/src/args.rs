@@ -55,7 +55,8 @@ pub struct RunArgs {
     /// far [default: none]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Own local cluster")]
     pub durability: Option<Durability>,
-    /// Quorum system: floor, grid, majority, flexible:Q1:Q2, zone-majority, all, count:N, fast [default: floor]
+    /// Quorum system: floor, grid, majority, flexible:Q1:Q2 (nodes of phase 1 and 2), zone-majority, all, count:NODES,
+    /// fast [default: floor]
     #[arg(long, value_name = "SYSTEM", help_heading = "Own local cluster")]
     pub quorum: Option<String>,
     /// Node failures that quorums of `floor` tolerate in a zone [default: 1 from 3 nodes in a zone, else 0]
@@ -64,16 +65,22 @@ pub struct RunArgs {
     /// Zone failures that quorums of `floor` tolerate [default: 0]
     #[arg(long = "fz", value_name = "COUNT", help_heading = "Own local cluster")]
     pub zone_failures: Option<u8>,
-    /// When an object moves to another zone: none, immediate, consecutive:HITS, majority:INTERVAL, ema:ALPHA, cost
+    /// When an object moves to another zone: none, immediate, consecutive:HITS, majority:INTERVAL_MS,
+    /// ema:ALPHA:INTERVAL_MS, cost:GAIN:WINDOW_MS:HOLD_MS; what is left out at the end has its default
     /// [default: consecutive:3]
     #[arg(long, value_name = "POLICY", help_heading = "Own local cluster")]
     pub steal: Option<String>,
-    /// Who owns an object that nobody has taken: first-touch, home, or a node such as 1.1 [default: first-touch]
+    /// Who owns an object that nobody has taken: first-touch (the first node asked), home (a node that follows from the
+    /// key), or one node for everything, as in 1.1 [default: first-touch]
     #[arg(long, value_name = "OWNER", help_heading = "Own local cluster")]
     pub initial_owner: Option<String>,
-    /// File of round-trip times between zones, which the local cluster emulates [default: no delay]
+    /// Table of round-trip times, lines REGION,REGION,MILLISECONDS, which the local cluster emulates between its zones
+    /// [default: no delay]
     #[arg(long, value_name = "FILE", help_heading = "Own local cluster")]
     pub wan: Option<PathBuf>,
+    /// The region of each zone in the --wan table, in order [default: the first ones in the table]
+    #[arg(long, value_name = "REGIONS", value_delimiter = ',', help_heading = "Own local cluster")]
+    pub regions: Vec<String>,
     /// Tuning file of the local cluster's nodes [default: the built-in tuning]
     #[arg(long, value_name = "FILE", help_heading = "Own local cluster")]
     pub tuning: Option<PathBuf>,

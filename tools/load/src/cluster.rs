@@ -1,21 +1,32 @@
 //! A wpaxos cluster as a target: one [`Client`] per lane, all of a worker's clients waited for together.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+    io::Errno,
+};
 use wpaxos::{
     api::native::ClientWelcome,
     client::{Ambiguity, Client, Completion, Options, Outcome, SubmitError},
     command::Action,
     protocol::ReadMode,
-    topology::NodeId,
+    topology::{Cluster, NodeId},
 };
 
 use crate::target::{Answer, ClusterInfo, Driver, ErrorKind, Operation, Request, Target, TargetError};
 
 /// The most requests that one client may have in flight: above anything that a run asks for.
 const IN_FLIGHT_MAX: usize = 1 << 21;
-/// The shortest sleep while several clients are watched.
-const NAP: Duration = Duration::from_micros(20);
+/// Clients have timers (they send again, reconnect, give up): each is polled this often even if it has nothing to receive.
+const POLL_ALL: Duration = Duration::from_millis(5);
 
 /// Reaches a cluster through the client library.
 #[derive(Debug)]
@@ -30,22 +41,25 @@ impl ClusterDriver {
     /// # Errors
     /// If none answers, or what they say does not fit.
     pub fn connect(seeds: &[String], read: ReadMode, executors_here: Option<usize>) -> Result<Self, TargetError> {
-        let options = Options { read, in_flight_max: IN_FLIGHT_MAX, ..Options::to(seeds) };
+        Self::with(Options::to(seeds), read, executors_here)
+    }
+
+    /// The same for the cluster of a cluster file; another one is refused.
+    ///
+    /// # Errors
+    /// If the file is wrong, or as for [`ClusterDriver::connect`].
+    pub fn from_file(path: &Path, read: ReadMode) -> Result<Self, TargetError> {
+        let cluster = Cluster::load(path).map_err(|error| TargetError(format!("--config {error}")))?;
+        let seeds = cluster.nodes.iter().filter_map(|member| member.shards.first());
+        Self::with(Options { cluster: Some(cluster.name.clone()), ..Options::to(seeds) }, read, None)
+    }
+
+    fn with(options: Options, read: ReadMode, executors_here: Option<usize>) -> Result<Self, TargetError> {
+        let options = Options { read, in_flight_max: IN_FLIGHT_MAX, ..options };
         let client = Client::connect(options.clone()).map_err(|error| TargetError(error.to_string()))?;
         let cluster = info_of(client.cluster(), executors_here)?;
         Ok(Self { options, cluster })
     }
-}
-
-/// The addresses in a cluster file.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn seeds_of_file(path: &Path) -> Result<Vec<String>, TargetError> {
-    Err(TargetError(format!(
-        "--config {}: this build cannot read cluster files; name a node with --seed-address HOST:PORT",
-        path.display()
-    )))
 }
 
 /// What the welcome says. Executors are taken to run here if their addresses are loopback.
@@ -85,14 +99,48 @@ impl Driver for ClusterDriver {
             let options = Options { zone: Some(*zone), ..self.options.clone() };
             Client::connect(options).map_err(|error| TargetError(format!("zone {zone}: {error}")))
         };
-        Ok(ClusterTarget { clients: lanes.iter().map(connect).collect::<Result<_, _>>()? })
+        let clients = lanes.iter().map(connect).collect::<Result<Vec<_>, _>>()?;
+        ClusterTarget::new(clients).map_err(|error| TargetError(format!("cannot wait for sockets: {error}")))
     }
 }
 
-/// The clients of one worker.
-#[derive(Debug)]
+/// The clients of one worker, waited for together: each client's own epoll instance is watched by one more.
 pub struct ClusterTarget {
     clients: Vec<Client>,
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    /// Lanes with requests that have not been written.
+    dirty: Vec<bool>,
+    all_polled: Instant,
+}
+
+impl ClusterTarget {
+    fn new(clients: Vec<Client>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (lane, client) in clients.iter().enumerate() {
+            epoll::add(&epoll, client.as_fd(), epoll::EventData::new_u64(lane as u64), epoll::EventFlags::IN)?;
+        }
+        let (events, dirty) = (Vec::with_capacity(clients.len()), vec![false; clients.len()]);
+        Ok(Self { clients, epoll, events, dirty, all_polled: Instant::now() })
+    }
+
+    /// Receives on one lane, without waiting.
+    fn poll_lane(&mut self, lane: usize, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError> {
+        self.dirty[lane] = false;
+        let ended = self.clients[lane].poll(Duration::ZERO, &mut |completion: Completion<'_>| {
+            answered(lane, completion.tag, answer_of(completion.outcome));
+        });
+        ended.map(drop).map_err(|error| TargetError(error.to_string()))
+    }
+
+    fn wait(&mut self, wait: Duration) -> Result<(), TargetError> {
+        let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        self.events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(TargetError(format!("cannot wait for sockets: {error}"))),
+        }
+    }
 }
 
 impl Target for ClusterTarget {
@@ -101,6 +149,7 @@ impl Target for ClusterTarget {
             Operation::Read => Action::Get,
             Operation::Write(value) => Action::Put(value),
         };
+        self.dirty[lane] = true;
         self.clients[lane].submit(action, request.key, tag).map_err(|error| match error {
             SubmitError::Full { .. } => ErrorKind::NotTaken,
             SubmitError::Command(_) | SubmitError::Noop => ErrorKind::BadRequest,
@@ -108,28 +157,20 @@ impl Target for ClusterTarget {
     }
 
     fn poll(&mut self, wait: Duration, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError> {
-        let wait = if self.poll_all(Duration::ZERO, answered)? > 0 { Duration::ZERO } else { wait };
-        if wait.is_zero() {
-            return Ok(());
+        if self.all_polled.elapsed() >= POLL_ALL {
+            self.all_polled = Instant::now();
+            return (0..self.clients.len()).try_for_each(|lane| self.poll_lane(lane, answered));
         }
-        if self.clients.len() == 1 {
-            return self.poll_all(wait, answered).map(drop);
+        for lane in 0..self.clients.len() {
+            if std::mem::take(&mut self.dirty[lane]) {
+                self.clients[lane].flush();
+            }
         }
-        std::thread::sleep(wait.min(NAP));
+        self.wait(wait.min(POLL_ALL))?;
+        for event in 0..self.events.len() {
+            self.poll_lane(self.events[event].data.u64() as usize, answered)?;
+        }
         Ok(())
-    }
-}
-
-impl ClusterTarget {
-    fn poll_all(&mut self, wait: Duration, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<usize, TargetError> {
-        let mut count = 0;
-        for (lane, client) in self.clients.iter_mut().enumerate() {
-            let ended = client.poll(wait, &mut |completion: Completion<'_>| {
-                answered(lane, completion.tag, answer_of(completion.outcome));
-            });
-            count += ended.map_err(|error| TargetError(error.to_string()))?;
-        }
-        Ok(count)
     }
 }
 

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
-use wpaxos::{command::VALUE_BYTES_MAX, protocol::ReadMode};
+use wpaxos::{command::VALUE_BYTES_MAX, protocol::ReadMode, topology::Cluster, tuning::Tuning};
 
 use crate::{
     args::{self, Arrivals, DistributionName, Durability, ReadModeName, RunArgs, TargetKind},
+    local,
     workload::{Distribution, KEYS_MAX, Workload},
 };
 
@@ -39,7 +40,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A cluster that this process starts.
-    Local(LocalPlan),
+    Local(Box<LocalPlan>),
     /// The cluster of a cluster file.
     ConfigFile(PathBuf),
     /// The cluster that these addresses belong to.
@@ -51,29 +52,21 @@ pub enum Source {
     },
 }
 
-/// The cluster that this process starts, as the flags say it.
+/// The cluster that this process starts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalPlan {
-    /// `--zones`
+    /// Zones.
     pub zones: u8,
-    /// `--nodes`
+    /// Nodes in each zone.
     pub nodes: u8,
-    /// `--shards`
+    /// Shards of each node.
     pub shards: u16,
-    /// `--quorum`
-    pub quorum: Option<String>,
-    /// `--fn`
-    pub node_failures: Option<u8>,
-    /// `--fz`
-    pub zone_failures: Option<u8>,
-    /// `--steal`
-    pub steal: Option<String>,
-    /// `--initial-owner`
-    pub initial_owner: Option<String>,
-    /// `--wan`
-    pub wan: Option<PathBuf>,
-    /// `--tuning`
-    pub tuning: Option<PathBuf>,
+    /// What the members must agree on; its addresses mean nothing.
+    pub cluster: Cluster,
+    /// The knobs of all nodes.
+    pub tuning: Tuning,
+    /// Flags as they were given, for the report.
+    pub given: Vec<(String, Value)>,
 }
 
 /// How hard a cluster is driven.
@@ -196,15 +189,6 @@ impl Source {
 impl LocalPlan {
     /// As given; what was not given is in the facts that the cluster tells about itself.
     fn settings(&self) -> Vec<(String, Value)> {
-        let given = [
-            ("quorum", json!(self.quorum)),
-            ("fn", json!(self.node_failures)),
-            ("fz", json!(self.zone_failures)),
-            ("steal", json!(self.steal)),
-            ("initial_owner", json!(self.initial_owner)),
-            ("wan", json!(self.wan)),
-            ("tuning", json!(self.tuning)),
-        ];
         let fixed = [
             ("target", json!("local cluster")),
             ("local_zones", json!(self.zones)),
@@ -212,8 +196,8 @@ impl LocalPlan {
             ("local_shards", json!(self.shards)),
             ("local_durability", json!("none")),
         ];
-        let given = given.into_iter().filter(|(_, value)| !value.is_null());
-        fixed.into_iter().chain(given).map(|(name, value)| (name.to_owned(), value)).collect()
+        let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
+        fixed.chain(self.given.iter().cloned()).collect()
     }
 }
 
@@ -234,6 +218,7 @@ fn local_flags(args: &RunArgs) -> Vec<&'static str> {
         ("--steal", args.steal.is_some()),
         ("--initial-owner", args.initial_owner.is_some()),
         ("--wan", args.wan.is_some()),
+        ("--regions", !args.regions.is_empty()),
         ("--tuning", args.tuning.is_some()),
     ];
     given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
@@ -272,7 +257,7 @@ fn source(args: &RunArgs) -> Result<Source, PlanError> {
         }
         return Ok(Source::Null { zones: zone_count(args)? });
     }
-    local_plan(args).map(Source::Local)
+    local_plan(args).map(|plan| Source::Local(Box::new(plan)))
 }
 
 fn zone_count(args: &RunArgs) -> Result<u8, PlanError> {
@@ -289,30 +274,25 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
         let mode = args::name_of(mode);
         return wrong(format!("--durability {mode} is not available yet in a local cluster: give --durability none"));
     }
-    let floor = args.quorum.as_deref().is_none_or(|system| system == "floor");
-    for (flag, given, most) in
-        [("--fn", args.node_failures, nodes - 1), ("--fz", args.zone_failures, usize::from(zones) - 1)]
-    {
-        let Some(count) = given else { continue };
-        if !floor {
-            return wrong(format!("{flag} belongs to --quorum floor: leave one of them out"));
-        }
-        if usize::from(count) > most {
-            return wrong(format!("{flag} {count} is more than this cluster can lose: expected 0 to {most}"));
-        }
-    }
-    Ok(LocalPlan {
-        zones,
-        nodes: nodes as u8,
-        shards,
-        quorum: args.quorum.clone(),
-        node_failures: args.node_failures,
-        zone_failures: args.zone_failures,
-        steal: args.steal.clone(),
-        initial_owner: args.initial_owner.clone(),
-        wan: args.wan.clone(),
-        tuning: args.tuning.clone(),
-    })
+    let tuning = match &args.tuning {
+        Some(file) => Tuning::load(file).map_err(|error| PlanError(format!("--tuning {error}")))?,
+        None => Tuning::default(),
+    };
+    let nodes = nodes as u8;
+    let cluster = local::cluster(args, zones, nodes, shards).map_err(PlanError)?;
+    let given = [
+        ("quorum", json!(args.quorum)),
+        ("fn", json!(args.node_failures)),
+        ("fz", json!(args.zone_failures)),
+        ("steal", json!(args.steal)),
+        ("initial_owner", json!(args.initial_owner)),
+        ("wan", json!(args.wan)),
+        ("regions", if args.regions.is_empty() { Value::Null } else { json!(args.regions) }),
+        ("tuning", json!(args.tuning)),
+    ];
+    let given = given.into_iter().filter(|(_, value)| !value.is_null());
+    let given = given.map(|(name, value)| (name.to_owned(), value)).collect();
+    Ok(LocalPlan { zones, nodes, shards, cluster, tuning, given })
 }
 
 fn load(args: &RunArgs) -> Result<Load, PlanError> {
@@ -447,7 +427,7 @@ mod tests {
     fn no_flags_are_a_good_run() {
         let plan = plan("").unwrap();
         assert_eq!(plan.load, Load::Closed { in_flight: 128 });
-        assert!(matches!(plan.source, Source::Local(LocalPlan { zones: 3, nodes: 3, shards: 1, .. })));
+        assert!(matches!(plan.source, Source::Local(local) if (local.zones, local.nodes, local.shards) == (3, 3, 1)));
         assert_eq!(plan.timing.duration, Duration::from_secs(10));
         assert_eq!((plan.workload.keys, plan.workload.value_bytes), (1000, 64));
     }
@@ -468,7 +448,8 @@ mod tests {
             ("--seed-address 127.0.0.1:1 --config a.toml", "--config", "give one of them"),
             ("--target null --config a.toml", "--config", "leave out"),
             ("--target null --nodes 3", "--nodes", "leave out"),
-            ("--fn 1 --quorum majority", "--fn", "--quorum floor"),
+            ("--fn 1 --quorum majority", "--fn", "floor"),
+            ("--regions a,b,c", "--regions", "--wan"),
             ("--json a --hdr a", "--json", "--hdr"),
         ] {
             let error = plan(flags).unwrap_err();
@@ -499,6 +480,14 @@ mod tests {
             ("--fz 3", "--fz", "0 to 2"),
             ("--durability sync", "--durability sync", "--durability none"),
             ("--durability async", "--durability async", "--durability none"),
+            ("--quorum grod", "--quorum", "grid"),
+            ("--quorum flexible:2:2", "--quorum", "flexible"),
+            ("--quorum floor:1", "--quorum", "takes no"),
+            ("--steal often", "--steal", "consecutive"),
+            ("--steal consecutive:x", "--steal", "number"),
+            ("--initial-owner 9.9", "--initial-owner", "members are"),
+            ("--wan no-such-file.csv", "--wan", "no-such-file.csv"),
+            ("--tuning no-such-file.toml", "--tuning", "no-such-file.toml"),
             ("--seed-address nowhere", "--seed-address", "HOST:PORT"),
         ] {
             let error = plan(flags).unwrap_err();

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::LineWriter,
+    num::NonZeroU64,
     path::Path,
     sync::{
         Arc,
@@ -18,7 +19,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded}
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{self, ClusterDriver},
+    cluster::ClusterDriver,
     gather::Gather,
     hdr::{HdrFile, HdrLog},
     json::{self, Part, RunReport},
@@ -71,16 +72,16 @@ pub fn execute(plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunEr
     match &plan.source {
         Source::Null { zones } => drive(&NullDriver::new(*zones), plan, interrupted),
         Source::Seeds(seeds) => drive(&ClusterDriver::connect(seeds, read, None)?, plan, interrupted),
-        Source::ConfigFile(path) => {
-            let seeds = cluster::seeds_of_file(path)?;
-            drive(&ClusterDriver::connect(&seeds, read, None)?, plan, interrupted)
-        }
+        Source::ConfigFile(path) => drive(&ClusterDriver::from_file(path, read)?, plan, interrupted),
         Source::Local(settings) => {
             let local = Local::start(settings)?;
             let driver = ClusterDriver::connect(local.seeds(), read, Some(local.executors()));
-            let report = driver.map_err(RunError::from).and_then(|driver| drive(&driver, plan, interrupted));
-            local.stop();
-            report
+            let mut report = driver.map_err(RunError::from).and_then(|driver| drive(&driver, plan, interrupted))?;
+            if let Err(error) = local.stop() {
+                report.invalid_because.push(format!("the local cluster: {error}"));
+                report.valid = false;
+            }
+            Ok(report)
         }
     }
 }
@@ -246,6 +247,8 @@ fn work<D: Driver>(
     if let Some(core) = core {
         core_affinity::set_for_current(core);
     }
+    // The kernel may wake a sleeper 50 us late unless it is asked not to; schedules are finer than that.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
     let zones: Vec<u8> = lanes.iter().map(|lane| layout.zones[lane.zone]).collect();
     let target = match driver.connect(&zones) {
         Ok(target) => target,
