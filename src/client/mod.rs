@@ -485,6 +485,14 @@ impl Client {
     }
 }
 
+/// Readable when [`Client::poll`] has something to receive: for a thread that waits for several clients at once. It must
+/// still poll each of them now and then, because a client has timers.
+impl std::os::fd::AsFd for Client {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.poll.registry().as_fd()
+    }
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut client = f.debug_struct("Client");
