@@ -140,8 +140,12 @@ async fn stop<P: Protocol>(shard: &Rc<Shard<P>>, tasks: Vec<Task<()>>) {
         task.cancel().await;
     }
     let started = std::time::Instant::now();
-    while shard.serving.get() > 0 && started.elapsed() < CLOSE_PATIENCE {
+    loop {
+        // At least once: a wake-up by another shard may be under way, and is taken in by a turn of the reactor.
         Timer::new(Duration::from_millis(1)).await;
+        if shard.serving.get() == 0 || started.elapsed() >= CLOSE_PATIENCE {
+            break;
+        }
     }
     tracing::debug!(node = %shard.id(), shard = shard.shard.0, "stopped");
 }
