@@ -11,19 +11,28 @@
 //! | [`command`] | client commands and their outcomes |
 //! | [`store`] | the key-value state machine, deterministic, per object |
 //! | [`quorum`] | quorum systems, asked by question |
+//! | [`config`] | the files that operators write: reading and checking them |
 //! | [`protocol`] | the sans-IO `Protocol` trait and WPaxos behind it |
 //! | [`wire`] | frames: headers, checksums, splitting a byte stream without copying it |
 //! | [`api`] | what clients speak: native frames |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
+//! | [`server`], [`local`] | one replica; a whole cluster in one process |
+//! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //!
-//! Imports go down only: `shard` and `client` → `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
+//! Imports go down only: `shard` and `client` → `config`, `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
 //! `topology`. Nothing below `protocol` knows a socket, a file, a thread, a clock or a random source.
 
 pub mod api;
+pub mod client;
 pub mod command;
+pub mod config;
+pub mod failure;
+pub mod local;
 pub mod protocol;
 pub mod quorum;
+pub mod server;
+pub mod shard;
 pub mod store;
 pub mod topology;
 pub mod tuning;

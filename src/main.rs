@@ -1,1 +1,243 @@
-fn main() {}
+//! The `wpaxos` binary: see `wpaxos --help`.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
+use wpaxos::{
+    config::ConfigError,
+    failure::Failure,
+    local::{LocalCluster, LocalOptions},
+    server::{Server, ServerOptions, exit_on_panic, stop_on_signals},
+    topology::{Cluster, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
+    tuning::Tuning,
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   stopped when told to (SIGTERM, SIGINT)
+  2   the command line, the cluster file or the tuning file is wrong
+  3   an address is in use
+  4   the environment does not allow it: locked memory, io_uring, an address that is not ours
+  5   refused by the peers: this replica has lost its state and must not vote
+  6   a second signal came before it had stopped
+  70  a bug";
+
+/// A thread-per-core WPaxos key-value store.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    /// What to log, to standard error.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    log: LogLevel,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one replica.
+    #[command(after_help = EXIT_CODES)]
+    Server(ServerArgs),
+    /// Run a whole cluster in this process, on loopback, for trying out.
+    #[command(after_help = EXIT_CODES)]
+    Local(LocalArgs),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Args)]
+struct ServerArgs {
+    /// Which node of the cluster file this is: ZONE.NODE, as in 1.2.
+    #[arg(long)]
+    id: NodeId,
+    /// The cluster file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The tuning file; built-in defaults without one.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
+    /// What survives the process.
+    #[arg(long, value_name = "MODE", default_value = "none")]
+    durability: Durability,
+}
+
+/// What survives the process.
+#[derive(Clone, Copy, ValueEnum)]
+enum Durability {
+    /// Nothing: state is in memory.
+    None,
+    /// Not available yet.
+    Async,
+    /// Not available yet.
+    Sync,
+}
+
+#[derive(Args)]
+struct LocalArgs {
+    /// Zones.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    zones: u8,
+    /// Nodes in each zone.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    nodes: u8,
+    /// Shards of each node, one thread each.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    shards: u16,
+    /// The first of consecutive ports; free ones are looked for without it.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    base_port: Option<u16>,
+    /// The tuning file of all nodes; built-in defaults without one.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
+    /// The quorum system.
+    #[arg(long, value_name = "SYSTEM", default_value = "floor")]
+    quorum: QuorumName,
+    /// Who owns what nobody has taken.
+    #[arg(long, value_name = "RULE", default_value = "first-touch")]
+    owner: OwnerName,
+    /// When an owner hands an object to another zone.
+    #[arg(long, value_name = "POLICY", default_value = "consecutive")]
+    steal: StealName,
+    /// Emulated round trip between every two zones, in milliseconds; 0 emulates none.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    rtt_ms: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QuorumName {
+    /// Tolerates a node per zone where zones have three.
+    Floor,
+    /// One node of each zone, and all nodes of one zone.
+    Grid,
+    /// More than half of all nodes.
+    Majority,
+    /// A majority within one zone.
+    ZoneMajority,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OwnerName {
+    /// The first node that is asked.
+    FirstTouch,
+    /// A node that follows from the key.
+    Home,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StealName {
+    /// Never.
+    None,
+    /// On the first request from another zone.
+    Immediate,
+    /// After three in a row from one other zone.
+    Consecutive,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.log);
+    exit_on_panic();
+    let ended = match cli.command {
+        Command::Server(args) => server(args),
+        Command::Local(args) => local(args),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("wpaxos: {failure}");
+            ExitCode::from(failure.exit_code() as u8)
+        }
+    }
+}
+
+fn start_log(level: LogLevel) {
+    let level = match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+}
+
+fn server(args: ServerArgs) -> Result<(), Failure> {
+    if let Durability::Async | Durability::Sync = args.durability {
+        let message = "--durability: only `none` is available yet: state is in memory and is lost on exit";
+        return Err(Failure::Config(message.to_owned()));
+    }
+    let cluster = Cluster::load(&args.config).map_err(config_failure)?;
+    let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning(args.tuning)?));
+    options.stop = signals()?;
+    let server = Server::start(options)?;
+    tracing::info!(node = %server.id(), "ready");
+    server.wait()
+}
+
+fn local(args: LocalArgs) -> Result<(), Failure> {
+    let options = LocalOptions {
+        zones: args.zones,
+        nodes: args.nodes,
+        shards: args.shards,
+        tuning: tuning(args.tuning)?,
+        quorum: match args.quorum {
+            QuorumName::Floor => None,
+            QuorumName::Grid => Some(QuorumSpec::Grid),
+            QuorumName::Majority => Some(QuorumSpec::Majority),
+            QuorumName::ZoneMajority => Some(QuorumSpec::ZoneMajority),
+        },
+        initial_owner: match args.owner {
+            OwnerName::FirstTouch => InitialOwner::FirstTouch,
+            OwnerName::Home => InitialOwner::Home(Home::Hash),
+        },
+        steal: match args.steal {
+            StealName::None => StealPolicy::None,
+            StealName::Immediate => StealPolicy::Immediate,
+            StealName::Consecutive => StealPolicy::default(),
+        },
+        wan: (args.rtt_ms > 0).then(|| WanMatrix::uniform(usize::from(args.zones), args.rtt_ms * 1000)),
+        base_port: args.base_port,
+        stop: signals()?,
+        ..LocalOptions::default()
+    };
+    let local = LocalCluster::start(options)?;
+    print_local(&local);
+    local.wait()
+}
+
+fn print_local(local: &LocalCluster) {
+    let cluster = local.cluster();
+    println!("cluster '{}' is up; state is in memory and is lost on exit", cluster.name);
+    for member in &cluster.nodes {
+        let addresses: Vec<_> = member.shards.iter().map(ToString::to_string).collect();
+        println!("  {}  {}", member.id, addresses.join("  "));
+    }
+    let seed = local.seeds()[0];
+    println!("try, in another terminal:");
+    println!("  wpaxos cmd --seed {seed} put greeting hello");
+    println!("  wpaxos cmd --seed {seed} get greeting");
+    println!("  wpaxos-load run --seed {seed}");
+    println!("Ctrl-C stops it");
+}
+
+fn signals() -> Result<Arc<std::sync::atomic::AtomicBool>, Failure> {
+    stop_on_signals().map_err(|error| Failure::Environment(format!("cannot handle signals: {error}")))
+}
+
+fn tuning(file: Option<PathBuf>) -> Result<Tuning, Failure> {
+    file.map_or_else(|| Ok(Tuning::default()), |file| Tuning::load(file).map_err(config_failure))
+}
+
+fn config_failure(error: ConfigError) -> Failure {
+    Failure::Config(error.to_string())
+}

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// All knobs of a replica.
+/// All knobs of a replica. [`Tuning::load`] reads them from a file, [`Tuning::check`] says whether they can be as they are.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tuning {
@@ -93,7 +93,7 @@ impl Default for Flow {
     fn default() -> Self {
         Self {
             requests_max: 65_536,
-            stream_inflight_bytes_max: 67_108_864,
+            stream_inflight_bytes_max: 16_777_216,
             stream_retain_bytes: 67_108_864,
             link_queue_bytes_max: 8_388_608,
             client_requests_max: 16_384,

@@ -29,6 +29,7 @@ use crate::{
     wire::{Frame, FrameError},
 };
 
+pub mod echo;
 pub mod wpaxos;
 
 /// Microseconds on the driver's monotonic clock.

@@ -4,11 +4,11 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{NodeId, NodeIndex, WanMatrix, ZoneIndex};
+use super::{NodeId, NodeIndex, WanMatrix, ZoneIndex, wan::Thousandths};
 
 /// A cluster as all of its members and clients know it.
 ///
-/// Made by `Cluster::load` or by [`Cluster::local`], which check it. Code that receives one relies on: at least one node;
+/// Made by [`Cluster::load`] or by [`Cluster::local`], which check it. Code that receives one relies on: at least one node;
 /// `nodes` sorted by id and `zones` by number, each of them listed in the other; every member with `shards` addresses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cluster {
@@ -46,7 +46,7 @@ pub struct Member {
 pub struct Zone {
     /// Its number, from 1, as in the ids of its nodes.
     pub number: u8,
-    /// What people call it; `zone-N` if nobody named it. With a matrix of distances, the region in it.
+    /// What people call it; `zone-N` if nobody named it. No two zones share one.
     pub name: String,
     /// Its nodes, ascending and contiguous; at least one.
     pub nodes: Vec<NodeIndex>,
@@ -154,6 +154,8 @@ pub enum StealPolicy {
 }
 
 impl StealPolicy {
+    /// `Consecutive`: the requests in a row if no number is given.
+    pub const HITS: u32 = 3;
     /// `Majority` and `Ema`: the interval if none is given, in microseconds.
     pub const INTERVAL_US: u64 = 1_000_000;
     /// `Ema`: the weight of the newest interval if none is given, in thousandths.
@@ -167,9 +169,9 @@ impl StealPolicy {
 }
 
 impl Default for StealPolicy {
-    /// `Consecutive` with 3 hits.
+    /// `Consecutive` with [`StealPolicy::HITS`].
     fn default() -> Self {
-        Self::Consecutive { hits: 3 }
+        Self::Consecutive { hits: Self::HITS }
     }
 }
 
@@ -325,12 +327,15 @@ impl StealPolicy {
         let _ = match self {
             Self::None | Self::Immediate => Ok(()),
             Self::Consecutive { hits } => writeln!(text, "hits = {hits}"),
-            Self::Majority { interval_us } => writeln!(text, "interval_us = {interval_us}"),
+            Self::Majority { interval_us } => writeln!(text, "interval_ms = {}", Thousandths(interval_us)),
             Self::Ema { alpha_permille, interval_us } => {
-                writeln!(text, "alpha_permille = {alpha_permille}\ninterval_us = {interval_us}")
+                let alpha = Thousandths(alpha_permille.into());
+                writeln!(text, "interval_ms = {}\nalpha = {alpha}", Thousandths(interval_us))
             }
             Self::Cost { gain_permille, window_us, hold_us } => {
-                writeln!(text, "gain_permille = {gain_permille}\nwindow_us = {window_us}\nhold_us = {hold_us}")
+                let gain = Thousandths(gain_permille.into());
+                let (window, hold) = (Thousandths(window_us), Thousandths(hold_us));
+                writeln!(text, "gain = {gain}\nwindow_ms = {window}\nhold_ms = {hold}")
             }
         };
     }
@@ -339,4 +344,78 @@ impl StealPolicy {
 /// A string as TOML writes it.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Zones of these sizes, with two shards per node.
+    fn cluster(sizes: &[usize]) -> Cluster {
+        let address = |shard: u16| ([10, 0, 0, 1], 7000 + shard).into();
+        Cluster::local("test", sizes.iter().map(|nodes| vec![vec![address(0), address(1)]; *nodes]).collect())
+    }
+
+    #[test]
+    fn a_local_cluster_is_well_formed() {
+        let cluster = cluster(&[3, 1]);
+        assert_eq!(cluster.shards, 2);
+        let ids: Vec<String> = cluster.nodes.iter().map(|member| member.id.to_string()).collect();
+        assert_eq!(ids, ["1.1", "1.2", "1.3", "2.1"]);
+        assert_eq!(cluster.zones[1].nodes, [NodeIndex(3)]);
+        assert_eq!((cluster.zones[1].number, cluster.zones[1].name.as_str()), (2, "zone-2"));
+        assert_eq!(cluster.member(NodeIndex(3)).zone, ZoneIndex(1));
+        assert_eq!(cluster.index_of(NodeId::new(1, 3)), Some(NodeIndex(2)));
+        assert_eq!(cluster.index_of(NodeId::new(2, 2)), None);
+        assert_eq!(
+            (cluster.initial_owner, cluster.steal),
+            (InitialOwner::FirstTouch, StealPolicy::Consecutive { hits: 3 })
+        );
+    }
+
+    #[test]
+    fn the_default_tolerates_a_node_where_zones_are_large_enough() {
+        let floor = |node_failures| QuorumSpec::Floor { node_failures, zone_failures: 0 };
+        for (sizes, spec) in [(vec![3, 3], floor(1)), (vec![5], floor(1)), (vec![3, 2], floor(0)), (vec![1], floor(0))]
+        {
+            assert_eq!(cluster(&sizes).quorum, spec, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "every zone needs a node")]
+    fn a_zone_needs_a_node() {
+        cluster(&[3, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "129 nodes are more than 128")]
+    fn a_cluster_has_a_most() {
+        cluster(&[100, 29]);
+    }
+
+    #[test]
+    fn fingerprints_differ_with_everything_but_addresses() {
+        let base = cluster(&[3, 3]);
+        let mut moved = base.clone();
+        moved.nodes[2].shards[0].set_port(1);
+        assert_eq!(moved.fingerprint(), base.fingerprint());
+
+        let changed = [
+            Cluster { name: "other".to_owned(), ..base.clone() },
+            Cluster { shards: 3, ..base.clone() },
+            Cluster { quorum: QuorumSpec::Majority, ..base.clone() },
+            Cluster { initial_owner: InitialOwner::Home(Home::Hash), ..base.clone() },
+            Cluster { initial_owner: InitialOwner::Home(Home::Node(NodeId::new(1, 1))), ..base.clone() },
+            Cluster { steal: StealPolicy::Consecutive { hits: 4 }, ..base.clone() },
+            Cluster { wan: Some(WanMatrix::uniform(2, 1000)), ..base.clone() },
+            cluster(&[3, 4]),
+            cluster(&[3, 3, 1]),
+            base.clone(),
+        ];
+        let mut seen: Vec<u64> = changed.iter().map(Cluster::fingerprint).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), changed.len());
+    }
 }

@@ -6,4 +6,5 @@ mod wan;
 
 pub use cluster::{Cluster, Home, InitialOwner, Member, QuorumSpec, StealPolicy, Zone};
 pub use ids::{NodeId, NodeIndex, NodeSet, ShardId, ZoneIndex, shard_of, token_of};
-pub use wan::WanMatrix;
+pub(crate) use wan::thousandths;
+pub use wan::{RTT_US_MAX, WanError, WanMatrix};

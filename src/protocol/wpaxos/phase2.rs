@@ -282,10 +282,11 @@ impl WPaxos {
                 }
             }
             while let Some(frame) = self.stream.frame(next) {
-                if out.room[node.index()] < frame.bytes.len() {
+                let room = &mut out.room[node.index()];
+                if *room == 0 {
                     break;
                 }
-                out.room[node.index()] -= frame.bytes.len();
+                *room = room.saturating_sub(frame.bytes.len());
                 out.sends.push(crate::protocol::Send { to: node, frame: frame.bytes.clone(), after: RecordId(0) });
                 link.sent_seq = frame.last_seq;
                 next += 1;

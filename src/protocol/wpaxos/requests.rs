@@ -390,8 +390,10 @@ impl WPaxos {
                 let status = if maybe { Status::TimeoutMaybeDone } else { Status::TimeoutNotDone };
                 self.counters.timeouts += 1;
                 self.answer(key, Answer::refusal(status), out);
-            } else {
+            } else if waiting.maybe_done {
                 self.reroute_as_retry(now, key);
+            } else {
+                self.route(now, key);
             }
         }
         self.scratch_keys = due;

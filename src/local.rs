@@ -1,0 +1,258 @@
+//! A whole cluster in one process, on loopback: for trying out and for tests.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    failure::{Failure, StartError},
+    protocol::Protocol,
+    server::{Server, ServerHandle, ServerOptions},
+    shard::ShardContext,
+    topology::{Cluster, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
+    tuning::Tuning,
+};
+
+/// How long the nodes have to find each other.
+const LINKS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Attempts to find free ports, before somebody else has taken one of them each time.
+const PORT_ATTEMPTS: usize = 5;
+
+/// What a local cluster is like.
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    /// The cluster's name.
+    pub name: String,
+    /// Zones.
+    pub zones: u8,
+    /// Nodes in each zone.
+    pub nodes: u8,
+    /// Shards of each node, one thread each.
+    pub shards: u16,
+    /// The knobs of all nodes.
+    pub tuning: Tuning,
+    /// The quorum system; that of [`QuorumSpec::default_for`] if `None`.
+    pub quorum: Option<QuorumSpec>,
+    /// Who owns what nobody has taken.
+    pub initial_owner: InitialOwner,
+    /// When an owner hands an object over.
+    pub steal: StealPolicy,
+    /// Distances to emulate.
+    pub wan: Option<WanMatrix>,
+    /// The first of consecutive ports; free ones are looked for if `None`.
+    pub base_port: Option<u16>,
+    /// Set from outside to stop all nodes.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Default for LocalOptions {
+    /// Three zones of one node with one shard.
+    fn default() -> Self {
+        Self {
+            name: "local".to_owned(),
+            zones: 3,
+            nodes: 1,
+            shards: 1,
+            tuning: Tuning::default(),
+            quorum: None,
+            initial_owner: InitialOwner::default(),
+            steal: StealPolicy::default(),
+            wan: None,
+            base_port: None,
+            stop: Arc::default(),
+        }
+    }
+}
+
+impl LocalOptions {
+    fn sockets(&self) -> usize {
+        usize::from(self.zones) * usize::from(self.nodes) * usize::from(self.shards)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let nodes = usize::from(self.zones) * usize::from(self.nodes);
+        let problem = if nodes == 0 || self.shards == 0 {
+            "zones, nodes and shards are at least 1".to_owned()
+        } else if nodes > NodeSet::CAPACITY {
+            format!("{nodes} nodes are too many; a cluster has at most {}", NodeSet::CAPACITY)
+        } else if let Some(base) = self.base_port
+            && usize::from(base) + self.sockets() > 65_536
+        {
+            format!("{} ports from {base} go beyond 65535; use a lower base port", self.sockets())
+        } else if let Some(wan) = self.wan.as_ref().filter(|wan| wan.zones() != usize::from(self.zones)) {
+            format!("the distances are between {} zones; the cluster has {}", wan.zones(), self.zones)
+        } else {
+            return Ok(());
+        };
+        Err(Failure::Config(problem))
+    }
+
+    fn cluster(&self, ports: &[u16]) -> Cluster {
+        let mut ports = ports.iter().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, *port)));
+        let mut node = || -> Vec<SocketAddr> { ports.by_ref().take(usize::from(self.shards)).collect() };
+        let mut zone = || -> Vec<_> { (0..self.nodes).map(|_| node()).collect() };
+        let addresses = (0..self.zones).map(|_| zone()).collect();
+        let mut cluster = Cluster::local(&self.name, addresses);
+        if let Some(quorum) = self.quorum {
+            cluster.quorum = quorum;
+        }
+        cluster.initial_owner = self.initial_owner;
+        cluster.steal = self.steal;
+        cluster.wan = self.wan.clone();
+        cluster
+    }
+}
+
+/// A cluster that runs in this process. Dropping it stops it.
+pub struct LocalCluster {
+    cluster: Arc<Cluster>,
+    servers: Vec<ServerHandle>,
+}
+
+impl LocalCluster {
+    /// Starts all nodes as WPaxos replicas and waits until every shard has its links to all peers.
+    ///
+    /// # Errors
+    /// Names what stands in the way, or the links that are missing after a while.
+    pub fn start(options: LocalOptions) -> Result<Self, StartError> {
+        Self::start_nodes(&options, Server::start)
+    }
+
+    /// The same with another protocol: `make` makes that of a shard, in the shard's thread.
+    ///
+    /// # Errors
+    /// Names what stands in the way, or the links that are missing after a while.
+    pub fn start_with<P, F>(options: LocalOptions, make: F) -> Result<Self, StartError>
+    where
+        P: Protocol + 'static,
+        F: Fn(ShardContext) -> P + Send + Clone + 'static,
+    {
+        Self::start_nodes(&options, |server| Server::start_with(server, make.clone()))
+    }
+
+    fn start_nodes(
+        options: &LocalOptions,
+        start: impl Fn(ServerOptions) -> Result<ServerHandle, Failure>,
+    ) -> Result<Self, Failure> {
+        options.check()?;
+        let mut attempt = 1;
+        loop {
+            match Self::start_once(options, &start) {
+                Err(Failure::AddressInUse(_)) if options.base_port.is_none() && attempt < PORT_ATTEMPTS => attempt += 1,
+                started => return started,
+            }
+        }
+    }
+
+    fn start_once(
+        options: &LocalOptions,
+        start: impl Fn(ServerOptions) -> Result<ServerHandle, Failure>,
+    ) -> Result<Self, Failure> {
+        let ports = match options.base_port {
+            Some(base) => (0..options.sockets()).map(|port| base + port as u16).collect(),
+            None => free_ports(options.sockets())?,
+        };
+        let cluster = Arc::new(options.cluster(&ports));
+        let tuning = Arc::new(options.tuning.clone());
+        let mut local = Self { cluster: Arc::clone(&cluster), servers: Vec::new() };
+        for member in &cluster.nodes {
+            let mut server = ServerOptions::new(Arc::clone(&cluster), member.id, Arc::clone(&tuning));
+            server.executors_before = local.servers.len() * usize::from(options.shards);
+            server.stop = Arc::clone(&options.stop);
+            local.servers.push(start(server)?);
+        }
+        local.wait_for_links()?;
+        Ok(local)
+    }
+
+    fn wait_for_links(&self) -> Result<(), Failure> {
+        let started = Instant::now();
+        while self.servers.iter().any(|server| server.links_down().next().is_some()) {
+            if self.servers.iter().any(ServerHandle::is_stopping) {
+                break;
+            }
+            if started.elapsed() > LINKS_TIMEOUT {
+                return Err(self.missing_links());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn missing_links(&self) -> Failure {
+        let mut missing = Vec::new();
+        for server in &self.servers {
+            for (shard, peer) in server.links_down() {
+                missing.push(format!("{} to {} (shard {})", server.id(), self.cluster.member(peer).id, shard.0));
+            }
+        }
+        let shown = missing.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+        Failure::Environment(format!("{} links are still down after {LINKS_TIMEOUT:?}: {shown}", missing.len()))
+    }
+
+    /// The cluster's configuration, with the addresses.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// An address of each node, for clients to begin with.
+    pub fn seeds(&self) -> Vec<SocketAddr> {
+        self.cluster.nodes.iter().map(|member| member.shards[0]).collect()
+    }
+
+    /// Stops one node, as if it had been told to; the others go on.
+    ///
+    /// # Errors
+    /// If it had ended for another reason.
+    pub fn stop_node(&mut self, id: crate::topology::NodeId) -> Result<(), Failure> {
+        let place = self.servers.iter().position(|server| server.id() == id);
+        place.map_or(Ok(()), |place| self.servers.remove(place).stop())
+    }
+
+    /// Stops all nodes.
+    ///
+    /// # Errors
+    /// If one had ended for another reason.
+    pub fn stop(mut self) -> Result<(), Failure> {
+        self.servers.iter().for_each(ServerHandle::ask_to_stop);
+        self.join()
+    }
+
+    /// Waits until all nodes have stopped because they were told to.
+    ///
+    /// # Errors
+    /// If one ended for another reason.
+    pub fn wait(self) -> Result<(), Failure> {
+        while !self.servers.iter().any(ServerHandle::is_stopping) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.stop()
+    }
+
+    fn join(&mut self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for server in self.servers.drain(..) {
+            let ended = server.wait();
+            if result.is_ok() {
+                result = ended;
+            }
+        }
+        result
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        self.servers.iter().for_each(ServerHandle::ask_to_stop);
+    }
+}
+
+/// Ports that are free now. Somebody else may take one before it is used.
+fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
+    let problem = |error| Failure::Environment(format!("cannot find {count} free ports on loopback: {error}"));
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>().map_err(problem)?;
+    listeners.iter().map(|listener| Ok(listener.local_addr().map_err(problem)?.port())).collect()
+}

@@ -1,0 +1,294 @@
+//! One replica: all shards of one node, in this process.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use crate::{
+    failure::{Failure, StartError},
+    protocol::{
+        Protocol,
+        wpaxos::{Config, WPaxos},
+    },
+    quorum::Quorums,
+    shard::{Executor, Node, ShardContext, spawn},
+    topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
+    tuning::Tuning,
+};
+
+/// What a replica needs to know.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The cluster that it is a member of.
+    pub cluster: Arc<Cluster>,
+    /// Which member.
+    pub node: NodeId,
+    /// Its knobs.
+    pub tuning: Arc<Tuning>,
+    /// Shard executors that this process runs already; their cores come first in [`crate::tuning::Placement::cores`].
+    pub executors_before: usize,
+    /// Set from outside to stop it, by a signal for example.
+    pub stop: Arc<AtomicBool>,
+    /// What reports must say of it, beyond what it knows itself.
+    pub facts: BTreeMap<String, String>,
+}
+
+impl ServerOptions {
+    /// A replica that is alone in its process.
+    pub fn new(cluster: Arc<Cluster>, node: NodeId, tuning: Arc<Tuning>) -> Self {
+        Self { cluster, node, tuning, executors_before: 0, stop: Arc::default(), facts: BTreeMap::new() }
+    }
+}
+
+/// Starts replicas.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Starts one WPaxos replica and waits until all of its shards listen.
+    ///
+    /// # Errors
+    /// Names what stands in the way.
+    pub fn start(options: ServerOptions) -> Result<ServerHandle, StartError> {
+        Self::start_with(options, wpaxos)
+    }
+
+    /// The same with another protocol: `make` makes that of a shard, in the shard's thread.
+    ///
+    /// # Errors
+    /// Names what stands in the way.
+    pub fn start_with<P, F>(options: ServerOptions, make: F) -> Result<ServerHandle, StartError>
+    where
+        P: Protocol + 'static,
+        F: Fn(ShardContext) -> P + Send + Clone + 'static,
+    {
+        let ServerOptions { cluster, node: id, tuning, executors_before, stop, facts } = options;
+        let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
+        let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
+        let addresses = cluster.member(index).shards.clone();
+        for address in &addresses {
+            check_free(*address)?;
+        }
+        let cores = cores_for(&tuning, executors_before, addresses.len());
+        let mut all_facts = facts_of(&cluster, index, &tuning, cores.as_deref());
+        all_facts.insert("quorum".to_owned(), quorums.describe());
+        all_facts.extend(facts);
+        tracing::info!(
+            node = %id,
+            cluster = %cluster.name,
+            shards = cluster.shards,
+            listens = ?addresses,
+            pinning = %all_facts["pinning"],
+            quorum = %all_facts["quorum"],
+            tuning = %tuning.name,
+            "starting; durability none: state is in memory and is lost on exit"
+        );
+        let node = Arc::new(Node::new(cluster, tuning, index, random_incarnation(id), all_facts, stop));
+        let mut handle = ServerHandle { node: Arc::clone(&node), executors: Vec::with_capacity(addresses.len()) };
+        for shard in 0..addresses.len() {
+            let core = cores.as_ref().map(|cores| cores[shard]);
+            handle.executors.push(spawn(Arc::clone(&node), ShardId(shard as u16), core, make.clone())?);
+        }
+        handle.wait_started()?;
+        Ok(handle)
+    }
+}
+
+/// A replica that runs. Dropping it stops it.
+pub struct ServerHandle {
+    node: Arc<Node>,
+    executors: Vec<Executor>,
+}
+
+impl ServerHandle {
+    fn wait_started(&mut self) -> Result<(), Failure> {
+        let mut first = Ok(());
+        for executor in std::mem::take(&mut self.executors) {
+            match executor.wait_started() {
+                Ok(executor) => self.executors.push(executor),
+                Err(failure) if first.is_ok() => first = Err(failure),
+                Err(_) => {}
+            }
+        }
+        first
+    }
+
+    /// Which node it is.
+    pub fn id(&self) -> NodeId {
+        self.node.member().id
+    }
+
+    /// Where its shards listen.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.node.member().shards
+    }
+
+    /// The links that are down now, as (shard, peer).
+    pub fn links_down(&self) -> impl Iterator<Item = (ShardId, NodeIndex)> {
+        self.node.links_down()
+    }
+
+    /// Whether it has been told to stop, or has told itself so.
+    pub fn is_stopping(&self) -> bool {
+        self.node.is_stopping()
+    }
+
+    /// Tells it to stop, and does not wait.
+    pub fn ask_to_stop(&self) {
+        self.node.ask_to_stop();
+    }
+
+    /// Stops it: what waits is answered, connections are closed, threads end.
+    ///
+    /// # Errors
+    /// If it had ended for another reason before.
+    pub fn stop(self) -> Result<(), Failure> {
+        self.ask_to_stop();
+        self.wait()
+    }
+
+    /// Waits until it has stopped because it was told to.
+    ///
+    /// # Errors
+    /// If it ended for another reason.
+    pub fn wait(mut self) -> Result<(), Failure> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for executor in self.executors.drain(..) {
+            let ended = executor.join();
+            if result.is_ok() {
+                result = ended;
+            }
+        }
+        self.node.take_failure().map_or(result, Err)
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        if !self.executors.is_empty() {
+            self.ask_to_stop();
+            if let Err(failure) = self.join() {
+                tracing::error!(node = %self.id(), "{failure}");
+            }
+        }
+    }
+}
+
+/// Ends the process when any of its threads panics: a replica goes down as a whole, never one core alone.
+pub fn exit_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        eprintln!("wpaxos: a bug ends this replica (exit code {})", crate::failure::EXIT_BUG);
+        std::process::exit(crate::failure::EXIT_BUG);
+    }));
+}
+
+/// Sets the returned flag on SIGTERM or SIGINT; a second signal ends the process at once.
+///
+/// # Errors
+/// If the handlers cannot be installed.
+pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        let code = crate::failure::EXIT_SECOND_SIGNAL;
+        // In this order: the first signal finds the flag unset, the second finds it set.
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
+    let known: Vec<_> = cluster.nodes.iter().map(|member| member.id.to_string()).collect();
+    Failure::Config(format!("the cluster '{}' has no node {id}; it has {}", cluster.name, known.join(", ")))
+}
+
+/// Checks that nobody listens there. The runtime sets SO_REUSEPORT on every listener, so that two replicas on one
+/// address would share its connections instead of failing.
+///
+/// A plain bind fails beside any listener, but also beside connections of an earlier one that linger in TIME_WAIT; a
+/// connection tells them apart.
+fn check_free(address: SocketAddr) -> Result<(), Failure> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+                _ => Err(Failure::AddressInUse(address)),
+            }
+        }
+        Err(error) => Err(Failure::of_address(address, &error)),
+    }
+}
+
+/// The cores of this node's shards, if the tuning names enough of them and they exist.
+fn cores_for(tuning: &Tuning, before: usize, shards: usize) -> Option<Vec<usize>> {
+    let named = &tuning.placement.cores;
+    if named.is_empty() {
+        return None;
+    }
+    let Some(cores) = named.get(before..before + shards) else {
+        tracing::warn!(
+            named = named.len(),
+            needed = before + shards,
+            "not pinned: placement.cores names too few cores"
+        );
+        return None;
+    };
+    let exist: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    if let Some(missing) = cores.iter().find(|core| !exist.contains(core)) {
+        tracing::warn!(core = missing, ?exist, "not pinned: placement.cores names a core that is not there");
+        return None;
+    }
+    Some(cores.to_vec())
+}
+
+fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, cores: Option<&[usize]>) -> BTreeMap<String, String> {
+    let steal = match cluster.steal {
+        StealPolicy::None => "none".to_owned(),
+        policy => format!("{policy:?}"),
+    };
+    let pinning = cores.map_or_else(|| "unpinned".to_owned(), |cores| format!("cores {cores:?}"));
+    BTreeMap::from(
+        [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("node", cluster.member(index).id.to_string()),
+            ("zones", cluster.zones.len().to_string()),
+            ("nodes", cluster.nodes.len().to_string()),
+            ("shards", cluster.shards.to_string()),
+            ("initial_owner", format!("{:?}", cluster.initial_owner)),
+            ("steal", steal),
+            ("wan", if cluster.wan.is_some() { "emulated" } else { "none" }.to_owned()),
+            ("durability", "none".to_owned()),
+            ("tuning", tuning.name.clone()),
+            ("pinning", pinning),
+        ]
+        .map(|(name, fact)| (name.to_owned(), fact)),
+    )
+}
+
+/// The protocol of a shard as replicas run it.
+fn wpaxos(context: ShardContext) -> WPaxos {
+    let ShardContext { cluster, tuning, node, shard, incarnation, now, .. } = context;
+    let config = Config::new(&cluster, &tuning, node, shard.0, incarnation);
+    WPaxos::new(config.expect("the quorums were checked before the shards were started"), now)
+}
+
+/// A number that no other start of this node has. The standard library's hash keys come from the system's random source.
+fn random_incarnation(id: NodeId) -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u8(id.zone);
+    hasher.write_u8(id.node);
+    hasher.write_u32(std::process::id());
+    hasher.finish().max(1)
+}

@@ -1,0 +1,460 @@
+//! The synchronous half of a shard: everything between two awaits.
+
+use std::{collections::VecDeque, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    clients::{Clients, Waiting},
+    connection::Connection,
+    counters::Counters,
+    hello::{Code, Refusal},
+    links::Links,
+    mailbox::{LentAnswer, LentRequest},
+    node::Node,
+    receive::Receiver,
+    slab::{Key, Slab},
+};
+use crate::{
+    api::native::{self, ReplyRef},
+    command::{Command, Op, Status},
+    failure::Failure,
+    protocol::{IDLE_TICK_US, Micros, Outputs, Protocol, ReadMode, ReplyTo, Request},
+    topology::{NodeIndex, ShardId, ZoneIndex, shard_of, token_of},
+    wire::{self, Frame, Kind},
+};
+
+/// A connection says hello within this time.
+const HELLO_TIMEOUT_US: u64 = 5_000_000;
+/// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
+const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// A shard: its protocol, its connections and what is under way between them.
+pub(super) struct Core<P> {
+    pub(super) node: Arc<Node>,
+    pub(super) shard: ShardId,
+    protocol: P,
+    out: Outputs,
+    links: Links,
+    clients: Clients,
+    /// Who waits for what; a request's [`ReplyTo`] is a key of it.
+    waiting: Slab<Waiting>,
+    /// Requests under way at each other shard of the node.
+    lent: Vec<usize>,
+    /// Shards whose mailboxes this turn has put something into.
+    mailed: Vec<bool>,
+    connections: Slab<Rc<Connection>>,
+    /// Connections that have not said hello, with the time at which they are closed.
+    strangers: VecDeque<(Micros, Rc<Connection>)>,
+    next_tick: Micros,
+    last_tick: Micros,
+    /// When a stopping shard gives up waiting.
+    stop_by: Option<Micros>,
+    pub(super) counters: Counters,
+}
+
+/// When a turn wants the next one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Next {
+    /// At this time, or when something comes in.
+    At(Micros),
+    /// Never: the shard has stopped.
+    Stopped,
+}
+
+impl<P: Protocol> Core<P> {
+    pub(super) fn new(node: Arc<Node>, shard: ShardId, protocol: P) -> Self {
+        let (cluster, flow) = (&node.cluster, &node.tuning.flow);
+        let zone = node.member().zone;
+        let half = |peer| cluster.wan.as_ref().map_or(0, |wan| wan.rtt_us(zone, peer) / 2);
+        let delay_us = cluster.nodes.iter().map(|member| half(member.zone)).collect();
+        Self {
+            out: Outputs::new(cluster.nodes.len()),
+            links: Links::new(node.index, delay_us, flow.link_queue_bytes_max),
+            clients: Clients::new(shard, flow.client_requests_max, flow.client_queue_bytes_max),
+            waiting: Slab::new(),
+            lent: vec![0; usize::from(cluster.shards)],
+            mailed: vec![false; usize::from(cluster.shards)],
+            connections: Slab::new(),
+            strangers: VecDeque::new(),
+            next_tick: Micros(0),
+            last_tick: Micros(0),
+            stop_by: None,
+            counters: Counters::default(),
+            protocol,
+            node,
+            shard,
+        }
+    }
+
+    // ---- connections ---------------------------------------------------------------------------------------------
+
+    /// A connection was opened, by either side.
+    pub(super) fn connected(&mut self, connection: Rc<Connection>) -> Key {
+        self.strangers.push_back((self.node.now().plus(HELLO_TIMEOUT_US), Rc::clone(&connection)));
+        self.connections.insert(connection)
+    }
+
+    /// Its reader has ended.
+    pub(super) fn disconnected(&mut self, key: Key) {
+        if let Some(connection) = self.connections.remove(key) {
+            connection.close();
+        }
+    }
+
+    /// Ends all of them.
+    pub(super) fn close_all(&mut self) {
+        self.connections.iter_mut().for_each(|(_, connection)| connection.close());
+    }
+
+    // ---- links ---------------------------------------------------------------------------------------------------
+
+    /// A peer's hello was taken: its connection becomes the link, in place of any earlier one.
+    pub(super) fn link_up(&mut self, peer: NodeIndex, connection: Rc<Connection>) -> u64 {
+        self.take_link_down(peer);
+        connection.established.set(true);
+        let serial = self.links.up(peer, connection);
+        self.counters.links_up += 1;
+        self.node.set_link(self.shard, peer, true);
+        self.protocol.on_link_up(self.node.now(), peer, &mut self.out);
+        serial
+    }
+
+    /// The connection is gone; if it still was the link, the link is down.
+    pub(super) fn link_down(&mut self, peer: NodeIndex, serial: u64) {
+        if self.links.is(peer, serial) {
+            self.take_link_down(peer);
+            self.node.set_link(self.shard, peer, false);
+        }
+    }
+
+    fn take_link_down(&mut self, peer: NodeIndex) {
+        let now = self.node.now();
+        // What was meant for this connection must not wait for the next one.
+        self.settle(now);
+        if self.links.down(peer) {
+            self.protocol.on_link_down(now, peer, &mut self.out);
+        }
+    }
+
+    /// Bytes came from a peer: its whole frames go to the protocol.
+    ///
+    /// # Errors
+    /// Why the link has to be closed.
+    pub(super) fn on_link_bytes(
+        &mut self,
+        peer: NodeIndex,
+        serial: u64,
+        bytes: usize,
+        receiver: &mut Receiver,
+    ) -> Result<(), Refusal> {
+        let now = self.node.now();
+        self.counters.link_receives += 1;
+        self.counters.link_bytes_received += bytes as u64;
+        while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
+            if !self.links.is(peer, serial) {
+                return Ok(());
+            }
+            self.counters.link_frames_received += 1;
+            self.on_link_frame(now, peer, &frame)?;
+        }
+        Ok(())
+    }
+
+    fn on_link_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame) -> Result<(), Refusal> {
+        if frame.kind == Kind::Refused {
+            self.refused_by(peer, &Refusal::read(frame.body()));
+            return Ok(());
+        }
+        if frame.shard != self.shard.0 {
+            let reason = format!("a {:?} for shard {} came to shard {}", frame.kind, frame.shard, self.shard.0);
+            return Err(Refusal::malformed(reason));
+        }
+        if matches!(frame.kind as u8, 1..=15 | 64..) {
+            return Err(Refusal::malformed(format!("a {:?} has no place on a link that is up", frame.kind)));
+        }
+        self.protocol.on_frame(now, peer, frame, &mut self.out).map_err(Refusal::malformed)
+    }
+
+    /// A peer has refused this node. For its incarnation, that is the end: it must not vote, and no retry helps.
+    pub(super) fn refused_by(&self, peer: NodeIndex, refusal: &Refusal) {
+        let (own, peer) = (self.node.member().id, self.node.cluster.member(peer).id);
+        if refusal.code == Code::Incarnation {
+            self.node.fail(Failure::Refused(format!("{peer} refuses this node, {own}: {refusal}")));
+        } else {
+            tracing::warn!(node = %own, shard = self.shard.0, %peer, "refused by the peer: {refusal}");
+        }
+    }
+
+    // ---- clients -------------------------------------------------------------------------------------------------
+
+    /// A client's hello was taken.
+    pub(super) fn client_up(&mut self, connection: Rc<Connection>, zone: ZoneIndex, welcome: &[u8]) -> Key {
+        let own = self.node.member().zone;
+        let rtt_us = |wan: &crate::topology::WanMatrix| if zone == own { 0 } else { wan.rtt_us(own, zone) };
+        let delay_us = self.node.cluster.wan.as_ref().map_or(0, rtt_us);
+        connection.established.set(true);
+        self.counters.clients_welcomed += 1;
+        let client = self.clients.insert(connection, zone, delay_us);
+        self.clients.push_frame(client, welcome);
+        client
+    }
+
+    /// The client's connection is gone. What it asked for goes on; nobody is told the answers.
+    pub(super) fn client_down(&mut self, client: Key) {
+        self.clients.remove(client);
+    }
+
+    /// Bytes came from a client: its whole frames are handled. True if it has to be read no further for now.
+    ///
+    /// # Errors
+    /// Why the connection has to be closed.
+    pub(super) fn on_client_bytes(
+        &mut self,
+        client: Key,
+        bytes: usize,
+        receiver: &mut Receiver,
+    ) -> Result<bool, Refusal> {
+        let now = self.node.now();
+        self.counters.client_receives += 1;
+        self.counters.client_bytes_received += bytes as u64;
+        while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
+            match frame.kind {
+                Kind::Request => self.on_requests(now, client, &frame.bytes, frame.body())?,
+                Kind::StatsRequest => self.on_stats_request(client),
+                kind => return Err(Refusal::malformed(format!("a client sends no {kind:?}"))),
+            }
+        }
+        let pause = self.clients.must_pause(client);
+        self.counters.client_pauses += u64::from(pause);
+        Ok(pause)
+    }
+
+    fn on_requests(&mut self, now: Micros, client: Key, frame: &Bytes, body: &[u8]) -> Result<(), Refusal> {
+        let shards = self.node.cluster.shards;
+        for request in native::requests(body) {
+            let (read, command) = request.map_err(Refusal::malformed)?;
+            self.counters.requests += 1;
+            if command.op() == Op::Noop || command.client() == 0 {
+                self.refuse_request(client, command.id(), Status::BadRequest);
+                continue;
+            }
+            if self.stop_by.is_some() {
+                self.refuse_request(client, command.id(), Status::ShuttingDown);
+                continue;
+            }
+            let to = if shards == 1 { self.shard } else { shard_of(token_of(command.key()), shards) };
+            if to == self.shard {
+                self.propose(now, client, read, command, frame);
+            } else {
+                self.lend(client, to, read, command, frame);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a client's request to the protocol.
+    fn propose(&mut self, now: Micros, client: Key, read: ReadMode, command: Command<'_>, frame: &Bytes) {
+        let Some(zone) = self.clients.take_request(client) else {
+            return self.refuse_request(client, command.id(), Status::Overloaded);
+        };
+        let key = self.waiting.insert(Waiting::Client { client, id: command.id() });
+        let reply_to = ReplyTo(key.to_token());
+        self.protocol.on_request(now, Request { reply_to, zone, read, command, frame }, &mut self.out);
+        if self.out.value_bytes.len() >= VALUE_BYTES_MAX {
+            self.route_replies();
+        }
+    }
+
+    /// Passes a client's request to the shard that its key belongs to.
+    fn lend(&mut self, client: Key, to: ShardId, read: ReadMode, command: Command<'_>, frame: &Bytes) {
+        if self.lent[usize::from(to.0)] >= self.node.mailboxes.depth() {
+            return self.refuse_request(client, command.id(), Status::Overloaded);
+        }
+        let Some(zone) = self.clients.take_request(client) else {
+            return self.refuse_request(client, command.id(), Status::Overloaded);
+        };
+        let token = self.waiting.insert(Waiting::Client { client, id: command.id() }).to_token();
+        let command = frame.slice_ref(command.bytes());
+        self.lent[usize::from(to.0)] += 1;
+        self.mailed[usize::from(to.0)] = true;
+        self.counters.requests_lent += 1;
+        self.node.mailboxes.lend(self.shard, to, LentRequest { token, zone, read, command });
+    }
+
+    fn refuse_request(&mut self, client: Key, id: u64, status: Status) {
+        self.counters.requests_refused += 1;
+        let reply = ReplyRef { id, status, version: 0, slot: 0, ballot: 0, owner: None, value: &[] };
+        self.clients.refuse(client, reply, &mut self.counters);
+    }
+
+    fn on_stats_request(&mut self, client: Key) {
+        let mut stats: std::collections::BTreeMap<&str, u64> = self.protocol.counters().into_iter().collect();
+        stats.extend(self.counters.named());
+        stats.insert("io_clients", self.clients.len() as u64);
+        stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
+        stats.insert("io_waiting", self.waiting.len() as u64);
+        let body = serde_json::to_vec(&stats).expect("names and numbers become JSON");
+        self.clients.push_frame(client, &wire::frame(Kind::Stats, self.shard.0, 0, &body));
+    }
+
+    // ---- mailboxes -----------------------------------------------------------------------------------------------
+
+    /// Goes through the mailbox: requests of other shards, and their answers.
+    fn take_mail(&mut self, now: Micros) {
+        let node = Arc::clone(&self.node);
+        let own = self.shard;
+        for from in (0..node.cluster.shards).map(ShardId).filter(|from| *from != own) {
+            while let Some(answer) = node.mailboxes.next_answer(from, self.shard) {
+                self.lent[usize::from(from.0)] -= 1;
+                self.on_lent_answer(&answer);
+            }
+            while let Some(request) = node.mailboxes.next_request(from, self.shard) {
+                self.on_lent_request(now, from, &request);
+            }
+        }
+    }
+
+    fn on_lent_answer(&mut self, answer: &LentAnswer) {
+        let Some(Waiting::Client { client, id }) = self.waiting.remove(Key::from_token(answer.token)) else {
+            self.counters.replies_unknown += 1;
+            return;
+        };
+        let LentAnswer { status, version, slot, ballot, owner, ref value, .. } = *answer;
+        let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
+        self.clients.answer(client, reply, &mut self.counters);
+    }
+
+    fn on_lent_request(&mut self, now: Micros, from: ShardId, request: &LentRequest) {
+        self.counters.requests_borrowed += 1;
+        let LentRequest { token, zone, read, command: ref frame } = *request;
+        if self.stop_by.is_some() {
+            let (status, value) = (Status::ShuttingDown, Bytes::new());
+            let answer = LentAnswer { token, status, version: 0, slot: 0, ballot: 0, owner: None, value };
+            self.mailed[usize::from(from.0)] = true;
+            return self.node.mailboxes.answer(self.shard, from, answer);
+        }
+        let reply_to = ReplyTo(self.waiting.insert(Waiting::Shard { from, token }).to_token());
+        let command = Command::view(frame);
+        self.protocol.on_request(now, Request { reply_to, zone, read, command, frame }, &mut self.out);
+    }
+
+    // ---- turns ---------------------------------------------------------------------------------------------------
+
+    /// One turn of the loop: whatever has come in since the last one is flushed, and what that gives is sent.
+    pub(super) fn turn(&mut self) -> Next {
+        let now = self.node.now();
+        self.counters.turns += 1;
+        if self.stop_by.is_none() && self.node.is_stopping() {
+            self.stop_by = Some(now.plus(self.node.tuning.timers.stop_grace_us));
+            self.protocol.on_stop(now, &mut self.out);
+        }
+        if self.node.cluster.shards > 1 {
+            self.take_mail(now);
+        }
+        let ticks = now >= self.next_tick;
+        if ticks {
+            self.tick(now);
+        }
+        self.settle(now);
+        if self.node.cluster.wan.is_some() {
+            self.links.release(now);
+        }
+        self.links.send(&mut self.counters);
+        self.clients.send(now, ticks, &mut self.counters);
+        self.wake_mailed();
+        self.next(now)
+    }
+
+    /// Flushes the protocol until it has no more records, and routes what it wants done. Nothing is kept, so a record
+    /// is durable as soon as it is there.
+    fn settle(&mut self, now: Micros) {
+        loop {
+            self.links.room(&mut self.out.room);
+            self.counters.flushes += 1;
+            self.protocol.flush(now, &mut self.out);
+            for send in self.out.sends.drain(..) {
+                self.links.push(now, send.to, send.frame, &mut self.counters);
+            }
+            let Some(last) = self.out.records.last().map(|record| record.id) else { break };
+            self.out.records.clear();
+            self.protocol.on_durable(now, last, &mut self.out);
+        }
+        self.route_replies();
+    }
+
+    fn route_replies(&mut self) {
+        for reply in &self.out.replies {
+            let Some(waiting) = self.waiting.remove(Key::from_token(reply.to.0)) else {
+                self.counters.replies_unknown += 1;
+                continue;
+            };
+            let crate::protocol::Reply { status, version, slot, ballot, owner, .. } = *reply;
+            let value = self.out.value(reply);
+            match waiting {
+                Waiting::Client { client, id } => {
+                    let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
+                    self.clients.answer(client, reply, &mut self.counters);
+                }
+                Waiting::Shard { from, token } => {
+                    let value = Bytes::copy_from_slice(value);
+                    let answer = LentAnswer { token, status, version, slot, ballot, owner, value };
+                    self.mailed[usize::from(from.0)] = true;
+                    self.node.mailboxes.answer(self.shard, from, answer);
+                }
+            }
+        }
+        self.out.replies.clear();
+        self.out.value_bytes.clear();
+        self.out.value_bytes.shrink_to(4 * VALUE_BYTES_MAX);
+    }
+
+    fn tick(&mut self, now: Micros) {
+        self.last_tick = now;
+        self.next_tick = now.plus(IDLE_TICK_US);
+        self.protocol.on_tick(now, &mut self.out);
+        while self
+            .strangers
+            .front()
+            .is_some_and(|(by, connection)| *by <= now || connection.established.get() || connection.is_closed())
+        {
+            let (_, connection) = self.strangers.pop_front().expect("there is a first one");
+            if !connection.established.get() && !connection.is_closed() {
+                tracing::info!(peer = %connection.peer, "closed: it has said no hello in {HELLO_TIMEOUT_US} µs");
+                connection.close();
+            }
+        }
+    }
+
+    fn wake_mailed(&mut self) {
+        for (shard, mailed) in self.mailed.iter_mut().enumerate() {
+            if std::mem::take(mailed) {
+                self.node.mailboxes.wake(ShardId(shard as u16));
+            }
+        }
+    }
+
+    /// When the next turn is due though nothing comes in.
+    fn next(&mut self, now: Micros) -> Next {
+        if let Some(stop_by) = self.stop_by {
+            let drained = self.waiting.len() == 0 && self.links.is_drained() && self.clients.queue_bytes() == 0;
+            if drained || now >= stop_by {
+                return Next::Stopped;
+            }
+        }
+        let busy =
+            !self.protocol.is_idle() || self.links.is_pending() || self.clients.is_blocked() || self.stop_by.is_some();
+        if busy {
+            self.next_tick = self.next_tick.min(self.last_tick.plus(self.node.tuning.timers.tick_us));
+        }
+        let mut next = self.next_tick;
+        if let Some(flush_at) = self.protocol.flush_at() {
+            next = next.min(flush_at);
+        }
+        if self.node.cluster.wan.is_some() {
+            let releases = [self.links.next_release(), self.clients.next_release()];
+            next = releases.into_iter().flatten().fold(next, Micros::min);
+        }
+        Next::At(next.max(now.plus(1)))
+    }
+}

@@ -1,0 +1,111 @@
+//! The executor of one core: event loop, links to peers, clients, batching and flush, timers, mailboxes.
+//!
+//! ```text
+//!  reader tasks (one per connection)        one turn task
+//!    read a large piece                       mail of other shards, ticks
+//!    split frames off, hand them to the       protocol.flush, records durable, flush again
+//!    protocol, wake the turn task      ──►    replies into each client's buffer, frames into each link's queue
+//!                                             one send per connection that has something
+//! ```
+//! The task queue of an executor is first in, first out, and all connections that became readable in one turn of the
+//! reactor wake their readers before the first of these runs. So the turn task, woken by the first reader, runs after
+//! the last: one flush and one send per connection serve them all, and batches form by themselves under load.
+//!
+//! Everything between two awaits is in [`core`], which knows no task; [`sessions`] holds the tasks. A shard shares
+//! nothing with the other shards of its node but [`node`] and [`mailbox`].
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    protocol::{Micros, Protocol},
+    topology::{Cluster, NodeId, NodeIndex, ShardId},
+    tuning::Tuning,
+    wire::{self, Kind},
+};
+
+mod backoff;
+mod clients;
+mod connection;
+mod core;
+mod counters;
+mod executor;
+mod hello;
+mod links;
+mod mailbox;
+mod node;
+mod notify;
+mod outbox;
+mod receive;
+mod sessions;
+mod slab;
+
+pub use hello::{Code, PeerHello, Refusal};
+
+pub(crate) use executor::{Executor, spawn};
+pub(crate) use node::Node;
+
+/// What a protocol is made from, in the thread that runs it.
+#[derive(Clone, Debug)]
+pub struct ShardContext {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The node's knobs.
+    pub tuning: Arc<Tuning>,
+    /// Which member this is.
+    pub node: NodeIndex,
+    /// Which of its shards.
+    pub shard: ShardId,
+    /// Drawn at random when the node's state began; not 0.
+    pub incarnation: u64,
+    /// How often the node has started on that state, from 1.
+    pub boot: u64,
+    /// The time at which the protocol begins, on the clock that its inputs carry.
+    pub now: Micros,
+    /// For the protocol's random stream: another one for each shard and start.
+    pub seed: u64,
+}
+
+/// A shard as its tasks share it.
+struct Shard<P> {
+    core: RefCell<core::Core<P>>,
+    /// Wakes the turn task.
+    wake: notify::Notify,
+    /// Accepted connections whose tasks have not ended.
+    serving: Cell<usize>,
+    node: Arc<Node>,
+    shard: ShardId,
+    hello: PeerHello,
+    /// The ClientWelcome frame.
+    welcome: Bytes,
+}
+
+impl<P: Protocol> Shard<P> {
+    fn new(node: Arc<Node>, shard: ShardId, protocol: P) -> Rc<Self> {
+        let welcome = serde_json::to_vec(&node.welcome(shard)).expect("plain fields become JSON");
+        Rc::new(Self {
+            core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol)),
+            wake: notify::Notify::default(),
+            serving: Cell::new(0),
+            hello: node.hello(shard),
+            welcome: wire::frame(Kind::ClientWelcome, shard.0, 0, &welcome),
+            node,
+            shard,
+        })
+    }
+
+    /// This node's id.
+    fn id(&self) -> NodeId {
+        self.node.member().id
+    }
+
+    /// A member's id.
+    fn cluster_id(&self, node: NodeIndex) -> NodeId {
+        self.node.cluster.member(node).id
+    }
+}

@@ -1,0 +1,150 @@
+//! What the shards of one node share: who it is, its clock, its mailboxes, and the order to stop.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use super::{
+    hello::{Incarnations, PeerHello},
+    mailbox::Mailboxes,
+};
+use crate::{
+    api::native::{ClientWelcome, WelcomeNode},
+    failure::Failure,
+    protocol::Micros,
+    topology::{Cluster, Member, NodeIndex, ShardId},
+    tuning::Tuning,
+    wire::WIRE_VERSION,
+};
+
+/// A node of this process.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) tuning: Arc<Tuning>,
+    pub(crate) index: NodeIndex,
+    /// Drawn at the start: the state is in memory and begins with the process.
+    pub(crate) incarnation: u64,
+    /// What a report must say, by name.
+    pub(crate) facts: BTreeMap<String, String>,
+    /// Set to stop this node; each shard sees it within a tick.
+    stop: AtomicBool,
+    /// Set from outside, for this node among others.
+    stop_all: Arc<AtomicBool>,
+    pub(super) incarnations: Incarnations,
+    pub(super) mailboxes: Mailboxes,
+    started: Instant,
+    failure: Mutex<Option<Failure>>,
+    /// Whether each link is up, by shard, then by node.
+    links: Vec<AtomicBool>,
+}
+
+impl Node {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        tuning: Arc<Tuning>,
+        index: NodeIndex,
+        incarnation: u64,
+        facts: BTreeMap<String, String>,
+        stop_all: Arc<AtomicBool>,
+    ) -> Self {
+        let links = cluster.nodes.len() * usize::from(cluster.shards);
+        Self {
+            incarnations: Incarnations::new(cluster.nodes.len()),
+            mailboxes: Mailboxes::new(cluster.shards),
+            started: Instant::now(),
+            failure: Mutex::new(None),
+            links: (0..links).map(|_| AtomicBool::new(false)).collect(),
+            cluster,
+            tuning,
+            index,
+            incarnation,
+            facts,
+            stop: AtomicBool::new(false),
+            stop_all,
+        }
+    }
+
+    /// This node among the members.
+    pub(crate) fn member(&self) -> &Member {
+        self.cluster.member(self.index)
+    }
+
+    /// Microseconds since the start, monotonic.
+    pub(super) fn now(&self) -> Micros {
+        Micros(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// Ends the whole node because it cannot go on.
+    pub(crate) fn fail(&self, failure: Failure) {
+        tracing::error!(node = %self.member().id, "{failure}");
+        let mut first = self.failure.lock().expect("nothing panics under this lock");
+        first.get_or_insert(failure);
+        drop(first);
+        self.ask_to_stop();
+    }
+
+    /// Why it ended, if not because it was told to.
+    pub(crate) fn take_failure(&self) -> Option<Failure> {
+        self.failure.lock().expect("nothing panics under this lock").take()
+    }
+
+    /// Whether it has been told to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire) || self.stop_all.load(Ordering::Acquire)
+    }
+
+    /// Tells it to stop.
+    pub(crate) fn ask_to_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Records whether a link is up.
+    pub(super) fn set_link(&self, shard: ShardId, peer: NodeIndex, up: bool) {
+        self.links[usize::from(shard.0) * self.cluster.nodes.len() + peer.index()].store(up, Ordering::Release);
+    }
+
+    /// The links that are down.
+    pub(crate) fn links_down(&self) -> impl Iterator<Item = (ShardId, NodeIndex)> {
+        let nodes = self.cluster.nodes.len();
+        self.links.iter().enumerate().filter_map(move |(place, up)| {
+            let (shard, peer) = (ShardId((place / nodes) as u16), NodeIndex((place % nodes) as u8));
+            (peer != self.index && !up.load(Ordering::Acquire)).then_some((shard, peer))
+        })
+    }
+
+    /// What it says of itself to peers.
+    pub(super) fn hello(&self, shard: ShardId) -> PeerHello {
+        PeerHello {
+            protocol: WIRE_VERSION,
+            cluster: self.cluster.name.clone(),
+            configuration: format!("{:016x}", self.cluster.fingerprint()),
+            node: self.member().id.to_string(),
+            incarnation: self.incarnation,
+            boot: 1,
+            shard: shard.0,
+            shards: self.cluster.shards,
+        }
+    }
+
+    /// What it says of the cluster to clients.
+    pub(super) fn welcome(&self, shard: ShardId) -> ClientWelcome {
+        let node = |member: &Member| WelcomeNode {
+            id: member.id.to_string(),
+            shards: member.shards.iter().map(ToString::to_string).collect(),
+        };
+        ClientWelcome {
+            cluster: self.cluster.name.clone(),
+            node: self.member().id.to_string(),
+            shard: shard.0,
+            shards: self.cluster.shards,
+            nodes: self.cluster.nodes.iter().map(node).collect(),
+            facts: self.facts.clone(),
+        }
+    }
+}
