@@ -519,4 +519,4 @@ fn op_of(action: &Action<'_>) -> Op {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
