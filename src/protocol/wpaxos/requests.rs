@@ -318,6 +318,9 @@ impl WPaxos {
         out: &mut Outputs,
     ) {
         let Some(waiting) = self.requests.remove(key) else { return };
+        // A refusal speaks for the last attempt only; an earlier one went elsewhere and may have been executed.
+        let again = waiting.is_write && Command::view(&waiting.command).is_retry();
+        let status = if again && status.is_refused() { Status::TimeoutMaybeDone } else { status };
         let ballot = Ballot { version: self.config.version, number: reply.ballot.get() };
         match waiting.origin {
             Origin::Client(to) => {
@@ -334,7 +337,7 @@ impl WPaxos {
                 });
             }
             Origin::Node(node, id) => {
-                let head = ForwardReplyHead { id: id.into(), ..*reply };
+                let head = ForwardReplyHead { id: id.into(), status: status as u8, ..*reply };
                 self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
             }
         }
