@@ -192,6 +192,7 @@ impl WPaxos {
             let answer = self.execute_own(now, &entry, command, out);
             if entry.request != RequestKey::NONE {
                 self.answer(entry.request, answer, out);
+                self.make_due_offer(now, entry.object);
             }
         }
     }
