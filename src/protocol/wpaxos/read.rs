@@ -112,7 +112,7 @@ impl WPaxos {
                 out.sends.push(crate::protocol::Send { to: node, frame: frame.clone(), after: RecordId(0) });
             }
         }
-        self.finish_round(number, out);
+        self.finish_round(now, number, out);
     }
 
     /// An owner asks whether it still is: says for which objects this node has promised higher.
@@ -162,13 +162,13 @@ impl WPaxos {
             self.raise(now, object, ballot);
         }
         self.reads.rounds[place].confirmed.insert(from);
-        self.finish_round(number, out);
+        self.finish_round(now, number, out);
         Ok(())
     }
 
     /// With a Q2: answers the reads of objects that this node has led at the same ballot all along; the others go where
     /// the objects went.
-    fn finish_round(&mut self, number: u64, out: &mut Outputs) {
+    fn finish_round(&mut self, now: Micros, number: u64, out: &mut Outputs) {
         let place = self.reads.rounds.iter().position(|round| round.number == number).expect("it is open");
         if !self.config.quorums.is_phase2_quorum(self.reads.rounds[place].confirmed) {
             return;
@@ -184,6 +184,7 @@ impl WPaxos {
             let status = if known.state.value.is_some() { Status::Ok } else { Status::NotFound };
             let (version, slot) = (known.state.version, 0);
             self.answer(key, Answer { status, version, slot, with_value: true }, out);
+            self.make_due_offer(now, object);
         }
     }
 

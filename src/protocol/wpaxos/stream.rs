@@ -37,6 +37,8 @@ pub(super) struct OwnFrame {
     pub(super) bytes: Bytes,
     /// The last number in this frame or before it.
     pub(super) last_seq: u64,
+    /// The watermark that it carries.
+    pub(super) commit_to: u64,
 }
 
 /// The open batch: entries that no frame holds yet.
@@ -202,7 +204,8 @@ impl OwnStream {
         (self.announced, self.unannounced_since) = (self.committed, None);
         let bytes = buffer.freeze();
         self.retained_bytes += bytes.len();
-        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq: self.last_seq() });
+        let (last_seq, commit_to) = (self.last_seq(), self.committed);
+        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq, commit_to });
         Some(bytes)
     }
 
@@ -287,12 +290,19 @@ impl OwnStream {
         self.withdrawn.insert(seq);
     }
 
-    /// Forgets frames that everybody has acked (`needed_after`: the lowest ack), and more where they exceed what is to be
-    /// retained; never above the watermark.
-    pub(super) fn trim(&mut self, needed_after: u64, retain_bytes: usize) {
+    /// Whether this frame was kept once and is not any more.
+    pub(super) fn is_trimmed(&self, number: u64) -> bool {
+        number < self.first_frame
+    }
+
+    /// Forgets frames that everybody has acked (`needed_after`: the lowest ack) and that were put on every link
+    /// (`unsent`: the first that was not), and more where they exceed what is to be retained. Never above the watermark
+    /// that is *announced*: the list of the withdrawn is needed until a frame holds it.
+    pub(super) fn trim(&mut self, needed_after: u64, unsent: u64, retain_bytes: usize) {
         while let Some(frame) = self.frames.front() {
-            let wanted = frame.last_seq > needed_after && self.retained_bytes <= retain_bytes;
-            if wanted || frame.last_seq > self.committed || self.frames.len() == 1 {
+            let wanted = frame.last_seq > needed_after || self.first_frame >= unsent;
+            let kept = wanted && self.retained_bytes <= retain_bytes;
+            if kept || frame.last_seq > self.announced || self.frames.len() == 1 {
                 break;
             }
             self.retained_bytes -= frame.bytes.len();
