@@ -481,7 +481,7 @@ mod tests {
             ("--durability sync", "--durability sync", "--durability none"),
             ("--durability async", "--durability async", "--durability none"),
             ("--quorum grod", "--quorum", "grid"),
-            ("--quorum flexible:2:2", "--quorum", "flexible"),
+            ("--quorum flexible:2:2", "--quorum", "must be more than 9"),
             ("--quorum floor:1", "--quorum", "takes no"),
             ("--steal often", "--steal", "consecutive"),
             ("--steal consecutive:x", "--steal", "number"),
