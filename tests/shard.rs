@@ -233,6 +233,9 @@ fn clients_that_do_not_fit_and_hostile_bytes_are_refused_and_the_shard_lives_on(
     raw.send(Kind::Request, &[]);
     assert!(raw.refused().reason.contains("begins with a hello"));
 
+    let mut silent = Raw::connect(address);
+    assert!(silent.receive().is_none(), "who says no hello is closed after a while");
+
     let mut client = Raw::client(address, Some(1));
     client.request(&[(b"k", Action::Put(b"v")), (b"n", Action::Noop)]);
     let replies = client.replies(2);

@@ -181,7 +181,7 @@ impl OwnStream {
         }
         let entries_bytes = buffer.len() - BATCH_START;
         let mut withdrawn = 0;
-        for seq in self.withdrawn.range(self.announced + 1..=self.committed) {
+        for seq in self.withdrawn_in(self.announced, self.committed) {
             buffer.extend_from_slice(&seq.to_le_bytes());
             withdrawn += 1;
         }
@@ -212,7 +212,7 @@ impl OwnStream {
         let mut buffer = BytesMut::with_capacity(BATCH_START);
         buffer.extend_from_slice(&[0; BATCH_START]);
         let mut withdrawn = 0;
-        for seq in self.withdrawn.range(from + 1..=to) {
+        for seq in self.withdrawn_in(from, to) {
             buffer.extend_from_slice(&seq.to_le_bytes());
             withdrawn += 1;
         }
@@ -229,6 +229,13 @@ impl OwnStream {
         buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
         wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
         buffer.freeze()
+    }
+
+    /// The withdrawn numbers in (from, to].
+    fn withdrawn_in(&self, from: u64, to: u64) -> impl Iterator<Item = &u64> {
+        assert!(from <= to, "a watermark does not go back");
+        // Half open, for `(from + 1)..=to` is a panic where they are equal.
+        self.withdrawn.range(from + 1..to + 1)
     }
 
     /// The sealed frame with this number, if it is kept and there is one.
