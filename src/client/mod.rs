@@ -527,4 +527,4 @@ fn op_of(action: &Action<'_>) -> Op {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
