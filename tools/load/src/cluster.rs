@@ -186,9 +186,8 @@ fn answer_of(outcome: Outcome<'_>) -> Answer {
             Answer::Failed(ErrorKind::TimeoutMaybeDone)
         }
         Outcome::Ambiguous(Ambiguity::ConnectionLost) => Answer::Failed(ErrorKind::Disconnected),
-        Outcome::Ambiguous(Ambiguity::OutcomeUnknown | Ambiguity::RetryRefused(_)) => {
-            Answer::Failed(ErrorKind::OutcomeUnknown)
-        }
+        Outcome::Ambiguous(Ambiguity::OutcomeUnknown) => Answer::Failed(ErrorKind::OutcomeUnknown),
+        Outcome::Ambiguous(Ambiguity::RetryRefused(_)) => Answer::Failed(ErrorKind::RetryRefused),
     }
 }
 
