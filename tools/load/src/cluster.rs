@@ -25,7 +25,7 @@ use crate::target::{Answer, ClusterInfo, Driver, ErrorKind, Operation, Request, 
 
 /// The most requests that one client may have in flight: above anything that a run asks for.
 const IN_FLIGHT_MAX: usize = 1 << 21;
-/// Clients have timers (they send again, reconnect, give up): each is polled this often even if it has nothing to receive.
+/// Clients have timers (they send again, reconnect, give up): each is polled this often even with nothing to receive.
 const POLL_ALL: Duration = Duration::from_millis(5);
 
 /// Reaches a cluster through the client library.

@@ -309,8 +309,8 @@ fn load(args: &RunArgs) -> Result<Load, PlanError> {
     };
     if args.concurrency.is_some() {
         return wrong(
-            "--rate (open loop) and --concurrency (closed loop) contradict each other: give one of them; --max-in-flight \
-             bounds what an open loop has in flight",
+            "--rate (open loop) and --concurrency (closed loop) contradict each other: give one of them; \
+             --max-in-flight bounds what an open loop has in flight",
         );
     }
     let rate = at_least_one("--rate", usize::try_from(rate).unwrap_or(usize::MAX), 1_000_000_000)? as u64;

@@ -144,8 +144,8 @@ impl Layout {
     fn notes(&self, plan: &Plan) -> Vec<String> {
         match plan.load {
             Load::Closed { in_flight } if in_flight < self.lane_count() => vec![format!(
-                "--concurrency {in_flight} is less than the {} clients (workers x zones x clients per zone): the others \
-                 are idle",
+                "--concurrency {in_flight} is less than the {} clients (workers x zones x clients per zone): the \
+                 others are idle",
                 self.lane_count()
             )],
             _ => Vec::new(),

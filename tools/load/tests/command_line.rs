@@ -31,8 +31,8 @@ fn a_run_leaves_a_report_a_json_file_and_an_interval_log() {
     let directory = tempfile::tempdir().unwrap();
     let (file, log) = (directory.path().join("run.json"), directory.path().join("run.hlog"));
     let (code, report, progress) = run(&format!(
-        "run --target null --rate 2000 --arrivals poisson --threads 2 --zones 2 --warmup 300ms --duration 1500ms --json \
-         {} --hdr {}",
+        "run --target null --rate 2000 --arrivals poisson --threads 2 --zones 2 --warmup 300ms --duration 1500ms \
+         --json {} --hdr {}",
         file.display(),
         log.display()
     ));
