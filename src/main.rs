@@ -240,7 +240,7 @@ fn print_local(local: &LocalCluster) {
     println!("try, in another terminal:");
     println!("  wpaxos cmd --seed {seed} put greeting hello");
     println!("  wpaxos cmd --seed {seed} get greeting");
-    println!("  wpaxos-load run --seed {seed}");
+    println!("  wpaxos-load run --seed-address {seed}");
     println!("Ctrl-C stops it");
 }
 

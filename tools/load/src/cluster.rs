@@ -25,7 +25,7 @@ use crate::target::{Answer, ClusterInfo, Driver, ErrorKind, Operation, Request, 
 
 /// The most requests that one client may have in flight: above anything that a run asks for.
 const IN_FLIGHT_MAX: usize = 1 << 21;
-/// Clients have timers (they send again, reconnect, give up): each is polled this often even if it has nothing to receive.
+/// Clients have timers (they send again, reconnect, give up): each is polled this often even with nothing to receive.
 const POLL_ALL: Duration = Duration::from_millis(5);
 
 /// Reaches a cluster through the client library.
@@ -186,9 +186,8 @@ fn answer_of(outcome: Outcome<'_>) -> Answer {
             Answer::Failed(ErrorKind::TimeoutMaybeDone)
         }
         Outcome::Ambiguous(Ambiguity::ConnectionLost) => Answer::Failed(ErrorKind::Disconnected),
-        Outcome::Ambiguous(Ambiguity::OutcomeUnknown | Ambiguity::RetryRefused(_)) => {
-            Answer::Failed(ErrorKind::OutcomeUnknown)
-        }
+        Outcome::Ambiguous(Ambiguity::OutcomeUnknown) => Answer::Failed(ErrorKind::OutcomeUnknown),
+        Outcome::Ambiguous(Ambiguity::RetryRefused(_)) => Answer::Failed(ErrorKind::RetryRefused),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Puts the workers' intervals together: by second for the progress line and the interval log, and over all time for the
-//! report.
+//! Puts the workers' intervals together: by second for the progress line and the interval log, and over all time for
+//! the report.
 
 use std::{collections::BTreeMap, io::Write, time::Duration};
 

@@ -1,9 +1,9 @@
 //! **wpaxos-load**: drives a cluster and reports latency as HDR histograms.
 //!
 //! A [`plan`] is made from the [`args`]. A [`run`] starts [`worker`]s, each with connections of its own (a [`target`]),
-//! that make requests of a [`workload`], by count or by [`schedule`], and [`measure`] what comes of them. What they count
-//! is gathered into a [`json`] report, which [`report`] prints and [`compare`] sets side by side, and into an interval
-//! log ([`hdr`]).
+//! that make requests of a [`workload`], by count or by [`schedule`], and [`measure`] what comes of them. What they
+//! count is gathered into a [`json`] report, which [`report`] prints and [`compare`] sets side by side, and into an
+//! interval log ([`hdr`]).
 
 pub mod args;
 pub mod cluster;

@@ -1,7 +1,7 @@
 //! The tool's own cluster, in this process on loopback: from flags to a [`Cluster`], and from there to running nodes.
 //!
-//! The flags are turned into a cluster file, so that they mean the same, have the same defaults and are checked the same
-//! as there.
+//! The flags are turned into a cluster file, so that they mean the same, have the same defaults and are checked
+//! the same as there.
 
 use std::{fmt::Write as _, fs, path::Path};
 

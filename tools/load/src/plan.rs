@@ -309,8 +309,8 @@ fn load(args: &RunArgs) -> Result<Load, PlanError> {
     };
     if args.concurrency.is_some() {
         return wrong(
-            "--rate (open loop) and --concurrency (closed loop) contradict each other: give one of them; --max-in-flight \
-             bounds what an open loop has in flight",
+            "--rate (open loop) and --concurrency (closed loop) contradict each other: give one of them; \
+             --max-in-flight bounds what an open loop has in flight",
         );
     }
     let rate = at_least_one("--rate", usize::try_from(rate).unwrap_or(usize::MAX), 1_000_000_000)? as u64;
@@ -481,7 +481,7 @@ mod tests {
             ("--durability sync", "--durability sync", "--durability none"),
             ("--durability async", "--durability async", "--durability none"),
             ("--quorum grod", "--quorum", "grid"),
-            ("--quorum flexible:2:2", "--quorum", "flexible"),
+            ("--quorum flexible:2:2", "--quorum", "must be more than 9"),
             ("--quorum floor:1", "--quorum", "takes no"),
             ("--steal often", "--steal", "consecutive"),
             ("--steal consecutive:x", "--steal", "number"),

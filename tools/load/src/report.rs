@@ -25,7 +25,7 @@ pub fn render(report: &RunReport) -> String {
     if !report.valid {
         let _ = writeln!(out, "NOT VALID: {}", report.invalid_because.join("; "));
     }
-    out
+    out.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
 /// Throughput, and how it stands to what was offered.

@@ -144,8 +144,8 @@ impl Layout {
     fn notes(&self, plan: &Plan) -> Vec<String> {
         match plan.load {
             Load::Closed { in_flight } if in_flight < self.lane_count() => vec![format!(
-                "--concurrency {in_flight} is less than the {} clients (workers x zones x clients per zone): the others \
-                 are idle",
+                "--concurrency {in_flight} is less than the {} clients (workers x zones x clients per zone): the \
+                 others are idle",
                 self.lane_count()
             )],
             _ => Vec::new(),
@@ -199,7 +199,7 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
                 .map_err(|error| RunError::Plan(format!("--threads {}: {error}", layout.workers)))?;
             starters.push(go);
         }
-        crew.wait_until_ready(layout.workers)?;
+        let unpinned = crew.wait_until_ready(layout.workers)?;
         let (origin, started) = (Instant::now(), SystemTime::now() + plan.timing.warmup);
         let log = begin_log(hdr.as_mut(), started, plan)?;
         for go in &starters {
@@ -207,9 +207,10 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
         }
         let seconds = plan.timing.duration.as_secs_f64().ceil() as i64;
         let gather = Gather::new(layout.workers, layout.zones.len(), log, Progress::new(plan.quiet, seconds));
-        Ok::<_, RunError>((crew.gather(gather, &stop, origin, interrupted), started))
+        Ok::<_, RunError>((crew.gather(gather, &stop, origin, interrupted), started, unpinned))
     });
-    let (gathered, started) = result?;
+    let (gathered, started, unpinned) = result?;
+    let pinning = if unpinned == 0 { pinning } else { format!("{pinning}, refused for {unpinned} of them") };
     let facts = Facts { plan, layout: &layout, cluster, pinning, started, window: stop.window() };
     Ok(facts.report(&gathered, interrupted.load(Ordering::Relaxed)))
 }
@@ -241,12 +242,10 @@ fn work<D: Driver>(
     pace: Pace,
     stop: &Arc<Stop>,
     post: Post,
-    ready: &Sender<Result<(), TargetError>>,
+    ready: &Sender<Result<bool, TargetError>>,
     go: &Receiver<Instant>,
 ) {
-    if let Some(core) = core {
-        core_affinity::set_for_current(core);
-    }
+    let pinned = core.is_none_or(core_affinity::set_for_current);
     // The kernel may wake a sleeper 50 us late unless it is asked not to; schedules are finer than that.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
     let zones: Vec<u8> = lanes.iter().map(|lane| layout.zones[lane.zone]).collect();
@@ -254,7 +253,7 @@ fn work<D: Driver>(
         Ok(target) => target,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let _ = ready.send(Ok(()));
+    let _ = ready.send(Ok(pinned));
     let Ok(origin) = go.recv() else { return };
     let (worker, reports) = (post.worker, post.reports.clone());
     let clock = MonotonicClock(origin);
@@ -266,7 +265,7 @@ type Channel<T> = (Sender<T>, Receiver<T>);
 
 /// The channels between the reporter and all workers.
 struct Crew {
-    ready: Channel<Result<(), TargetError>>,
+    ready: Channel<Result<bool, TargetError>>,
     reports: Channel<Report>,
     used: Vec<Channel<Box<Interval>>>,
 }
@@ -284,11 +283,14 @@ impl Crew {
         Self { ready: unbounded(), reports: unbounded(), used: (0..workers).map(|_| bounded(2)).collect() }
     }
 
-    fn wait_until_ready(&self, workers: usize) -> Result<(), RunError> {
+    /// Waits until all workers are connected. Returns how many could not be pinned though they should have been.
+    fn wait_until_ready(&self, workers: usize) -> Result<usize, RunError> {
+        let mut unpinned = 0;
         for _ in 0..workers {
-            self.ready.1.recv().map_err(|_| RunError::Plan("a worker has died".to_owned()))??;
+            let pinned = self.ready.1.recv().map_err(|_| RunError::Plan("a worker has died".to_owned()))??;
+            unpinned += usize::from(!pinned);
         }
-        Ok(())
+        Ok(unpinned)
     }
 
     /// Takes reports until all workers have ended.

@@ -56,6 +56,8 @@ impl Answer {
 pub enum ErrorKind {
     /// The cluster cannot tell whether a retried request was executed.
     OutcomeUnknown,
+    /// A retry was refused, and the attempt before it was never answered: it may have happened.
+    RetryRefused,
     /// The cluster refused it: too much in flight.
     Overloaded,
     /// It gave up in time; the request did not happen.
@@ -78,8 +80,9 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All kinds, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::OutcomeUnknown,
+        Self::RetryRefused,
         Self::Overloaded,
         Self::TimeoutNotDone,
         Self::TimeoutMaybeDone,
@@ -95,6 +98,7 @@ impl ErrorKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::RetryRefused => "retry_refused",
             Self::Overloaded => "overloaded",
             Self::TimeoutNotDone => "timeout_not_done",
             Self::TimeoutMaybeDone => "timeout_maybe_done",

@@ -371,7 +371,7 @@ mod tests {
         counts
     }
 
-    /// Chi-squared of the counts against expected shares, and how much of it 99.99 percent of honest samples stay below.
+    /// Chi-squared of the counts against expected shares, and a bound that honest samples hardly ever exceed.
     fn assert_fits(counts: &[usize], share: impl Fn(usize) -> f64) {
         let mut chi = 0.0;
         let mut bins = 0.0;
