@@ -5,7 +5,10 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -89,6 +92,7 @@ impl Server {
             "starting; durability none: state is in memory and is lost on exit"
         );
         let node = Arc::new(Node::new(cluster, tuning, index, random_incarnation(id), all_facts, stop));
+        let _starting = Starting::begin();
         let mut handle = ServerHandle { node: Arc::clone(&node), executors: Vec::with_capacity(addresses.len()) };
         for shard in 0..addresses.len() {
             let core = cores.as_ref().map(|cores| cores[shard]);
@@ -183,10 +187,33 @@ impl Drop for ServerHandle {
     }
 }
 
+/// Replicas of this process that are being started.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// Where io_uring is not to be had, the runtime panics: as long as a replica is being started, that is for
+/// [`Server::start`] to report.
+struct Starting;
+
+impl Starting {
+    fn begin() -> Self {
+        STARTING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        STARTING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Ends the process when any of its threads panics: a replica goes down as a whole, never one core alone.
 pub fn exit_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if STARTING.load(Ordering::SeqCst) > 0 {
+            return;
+        }
         report(info);
         eprintln!("wpaxos: a bug ends this replica (exit code {})", crate::failure::EXIT_BUG);
         std::process::exit(crate::failure::EXIT_BUG);

@@ -1,6 +1,7 @@
 //! Starting a shard's executor, running it, and stopping it.
 
 use std::{
+    any::Any,
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::Pin,
@@ -11,7 +12,8 @@ use std::{
 };
 
 use glommio::{
-    ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, Task, net::TcpListener, timer::Timer,
+    BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, Task, net::TcpListener,
+    timer::Timer,
 };
 
 use super::{Node, Shard, ShardContext, core::Next, sessions};
@@ -29,6 +31,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
 /// A shard's thread.
 pub(crate) struct Executor {
     handle: ExecutorJoinHandle<()>,
+    /// First a word that the runtime works, then how the shard has started.
     started: mpsc::Receiver<Result<(), Failure>>,
     shard: ShardId,
 }
@@ -39,17 +42,18 @@ impl Executor {
     /// # Errors
     /// Why it does not.
     pub(crate) fn wait_started(self) -> Result<Self, Failure> {
+        let shard = self.shard;
+        // Where the channel ends, only the thread knows why.
+        let Ok(Ok(())) = self.started.recv() else {
+            return Err(self.handle.join().map_or_else(|error| runtime_failure(shard, error), |()| ended_early(shard)));
+        };
         match self.started.recv() {
             Ok(Ok(())) => Ok(self),
             Ok(Err(failure)) => {
                 let _ = self.handle.join();
                 Err(failure)
             }
-            // The executor could not be made: only its thread knows why.
-            Err(mpsc::RecvError) => Err(match self.handle.join() {
-                Ok(()) => Failure::Bug(format!("shard {} ended before it began", self.shard.0)),
-                Err(error) => failure_of(self.shard, &error),
-            }),
+            Err(mpsc::RecvError) => Err(self.join().err().unwrap_or_else(|| ended_early(shard))),
         }
     }
 
@@ -59,7 +63,12 @@ impl Executor {
     /// If it ended otherwise.
     pub(crate) fn join(self) -> Result<(), Failure> {
         let shard = self.shard;
-        self.handle.join().map_err(|error| failure_of(shard, &error))
+        self.handle.join().map_err(|error| match error {
+            GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => {
+                Failure::Bug(format!("shard {} has panicked: {}", shard.0, panic_text(&*panic)))
+            }
+            other => Failure::Environment(format!("shard {}: {other}", shard.0)),
+        })
     }
 }
 
@@ -80,7 +89,7 @@ where
         .io_memory(placement.io_memory_bytes)
         .preempt_timer(PREEMPT_TIMER)
         .spawn(move || run(node, shard, make, tell))
-        .map_err(|error| failure_of(shard, &error))?;
+        .map_err(|error| runtime_failure(shard, error))?;
     Ok(Executor { handle, started, shard })
 }
 
@@ -100,6 +109,7 @@ where
     P: Protocol + 'static,
     F: FnOnce(ShardContext) -> P + Send + 'static,
 {
+    let _ = tell.send(Ok(()));
     let _guard = StopNodeOnPanic(Arc::clone(&node));
     let address = node.member().shards[usize::from(shard.0)];
     let listener = match TcpListener::bind(address) {
@@ -203,20 +213,24 @@ fn bind_failure(address: SocketAddr, error: &GlommioError<()>) -> Failure {
     }
 }
 
-fn failure_of(shard: ShardId, error: &GlommioError<()>) -> Failure {
-    use glommio::{BuilderErrorKind, ReactorErrorKind};
-    let shard = shard.0;
-    match error {
-        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(_)) => {
-            Failure::Bug(format!("the thread of shard {shard} has panicked"))
-        }
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) => Failure::Environment(format!(
-            "shard {shard}: the limit of locked memory is {limit} bytes, at least {needed} are needed; raise it \
-             (`ulimit -l`, `LimitMEMLOCK=`)"
-        )),
-        other => Failure::Environment(format!(
-            "shard {shard}: no io_uring executor: {other}; it needs Linux 5.8, io_uring allowed (containers often \
-             forbid it) and enough locked memory (`ulimit -l`) for its rings"
-        )),
-    }
+fn ended_early(shard: ShardId) -> Failure {
+    Failure::Bug(format!("shard {} ended before it began", shard.0))
+}
+
+/// Why the runtime of a shard could not be made. Some of the ways in which 0.9.0 says so are errors, others panics.
+fn runtime_failure(shard: ShardId, error: GlommioError<()>) -> Failure {
+    let what = match error {
+        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => panic_text(&*panic),
+        other => other.to_string(),
+    };
+    Failure::Environment(format!(
+        "shard {}: no io_uring executor: {what}. It needs Linux 5.8, io_uring allowed (containers often forbid it), and \
+         at least 512 KiB of locked memory plus some for each shard (`ulimit -l`, `LimitMEMLOCK=`)",
+        shard.0
+    ))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a message").to_owned()
 }
