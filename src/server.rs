@@ -63,6 +63,7 @@ impl Threads {
     /// # Errors
     /// If the environment does not allow an executor.
     pub fn start(name: &str, count: usize, tuning: &Tuning) -> Result<Self, StartError> {
+        let _starting = Starting::begin();
         let cores = cores_for(tuning, count);
         let host = |number: usize| {
             let core = cores.as_ref().map(|cores| cores[number]);
@@ -215,10 +216,33 @@ impl Drop for ServerHandle {
     }
 }
 
+/// How often threads are being started now.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// Where io_uring is not to be had, the runtime panics: as long as threads are being started, that is for
+/// [`Threads::start`] to report.
+struct Starting;
+
+impl Starting {
+    fn begin() -> Self {
+        STARTING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        STARTING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Ends the process when any of its threads panics: a replica goes down as a whole, never one core alone.
 pub fn exit_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if STARTING.load(Ordering::SeqCst) > 0 {
+            return;
+        }
         report(info);
         eprintln!("wpaxos: a bug ends this replica (exit code {})", crate::failure::EXIT_BUG);
         std::process::exit(crate::failure::EXIT_BUG);

@@ -418,3 +418,24 @@ fn distance_is_emulated_on_links_and_to_clients() {
     assert!((80..120).contains(&far_write), "{far_write} ms");
     local.stop().unwrap();
 }
+
+#[test]
+fn a_cluster_of_wpaxos_replicas_serves_from_every_zone() {
+    let options = LocalOptions { name: "test".into(), zones: 3, shards: 1, ..LocalOptions::default() };
+    let local = LocalCluster::start(options).unwrap();
+    let keys: Vec<Vec<u8>> = (0..300).map(|n| format!("key-{n}").into_bytes()).collect();
+    let mut first = Raw::client(local.seeds()[0], None);
+    let puts: Vec<_> = keys.iter().map(|key| (&key[..], Action::Put(key))).collect();
+    first.request(&puts);
+    assert!(first.replies(keys.len()).values().all(|(status, _)| *status == Status::Ok));
+    for seed in &local.seeds()[1..] {
+        let mut other = Raw::client(*seed, None);
+        let gets: Vec<_> = keys.iter().map(|key| (&key[..], Action::Get)).collect();
+        let ids = other.request(&gets);
+        let replies = other.replies(keys.len());
+        for (key, id) in keys.iter().zip(ids) {
+            assert_eq!(replies[&id], (Status::Ok, key.clone()));
+        }
+    }
+    local.stop().unwrap();
+}

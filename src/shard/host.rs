@@ -5,13 +5,14 @@
 //! to sleep and waking it costs tens of microseconds (`docs/decisions/0003-shards-share-an-executor.md`).
 
 use std::{
+    any::Any,
     future::Future,
     pin::Pin,
     sync::{Mutex, mpsc},
     time::Duration,
 };
 
-use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place};
+use glommio::{BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place};
 
 use crate::{failure::Failure, tuning::Placement};
 
@@ -52,15 +53,15 @@ impl Host {
                     shard.await;
                 }
             })
-            .map_err(|error| failure_of(&name, &error))?;
+            .map_err(|error| runtime_failure(&name, error))?;
         let host = Self { jobs, thread: Mutex::new(Some(thread)), name };
         match ready.recv() {
             Ok(()) => Ok(host),
             // The executor could not be made, and only the join tells why.
-            Err(mpsc::RecvError) => {
-                host.join()?;
-                Err(Failure::Bug(format!("the executor {} ended before it began", host.name)))
-            }
+            Err(mpsc::RecvError) => Err(match host.take_thread().map(ExecutorJoinHandle::join) {
+                Some(Err(error)) => runtime_failure(&host.name, error),
+                _ => Failure::Bug(format!("{} ended before it began", host.name)),
+            }),
         }
     }
 
@@ -76,8 +77,11 @@ impl Host {
 
     fn join(&self) -> Result<(), Failure> {
         self.jobs.close();
-        let thread = self.thread.lock().expect("nothing panics under this lock").take();
-        thread.map_or(Ok(()), |thread| thread.join().map_err(|error| failure_of(&self.name, &error)))
+        self.take_thread().map_or(Ok(()), |thread| thread.join().map_err(|error| end_failure(&self.name, error)))
+    }
+
+    fn take_thread(&self) -> Option<ExecutorJoinHandle<()>> {
+        self.thread.lock().expect("nothing panics under this lock").take()
     }
 }
 
@@ -89,19 +93,29 @@ impl Drop for Host {
     }
 }
 
-fn failure_of(name: &str, error: &GlommioError<()>) -> Failure {
-    use glommio::{BuilderErrorKind, ReactorErrorKind};
+/// Why an executor could not be made. Some of the ways in which 0.9.0 of the runtime says so are errors, others panics.
+fn runtime_failure(name: &str, error: GlommioError<()>) -> Failure {
+    let what = match error {
+        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => panic_text(&*panic),
+        other => other.to_string(),
+    };
+    Failure::Environment(format!(
+        "{name}: no io_uring executor: {what}. It needs Linux 5.8, io_uring allowed (containers often forbid it), and at \
+         least 512 KiB of locked memory plus some for each executor (`ulimit -l`, `LimitMEMLOCK=`)"
+    ))
+}
+
+/// Why an executor that ran has ended.
+fn end_failure(name: &str, error: GlommioError<()>) -> Failure {
     match error {
-        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(_)) => {
-            Failure::Bug(format!("the thread of {name} has panicked"))
+        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => {
+            Failure::Bug(format!("{name} has panicked: {}", panic_text(&*panic)))
         }
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) => Failure::Environment(format!(
-            "{name}: the limit of locked memory is {limit} bytes, at least {needed} are needed; raise it (`ulimit -l`, \
-             `LimitMEMLOCK=`)"
-        )),
-        other => Failure::Environment(format!(
-            "{name}: no io_uring executor: {other}; it needs Linux 5.8, io_uring allowed (containers often forbid it) \
-             and enough locked memory (`ulimit -l`) for its rings"
-        )),
+        other => Failure::Environment(format!("{name}: {other}")),
     }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a message").to_owned()
 }
