@@ -111,9 +111,8 @@ impl Clients {
     /// What is known of the operations on one key. Refused ones are left out: they did not happen.
     pub fn history(&self, key: u64) -> Vec<Operation> {
         let of_key = self.operations.iter().filter(|asked| asked.key == key);
-        let counts = of_key.filter(|asked| {
-            asked.outcome != Outcome::Unknown || (asked.act != Act::Get && !asked.is_refused())
-        });
+        let counts =
+            of_key.filter(|asked| asked.outcome != Outcome::Unknown || (asked.act != Act::Get && !asked.is_refused()));
         let operation = |asked: &Asked| Operation {
             act: asked.act,
             called: asked.called,

@@ -32,7 +32,7 @@ use world::World;
 use wpaxos::protocol::{Protocol, ReadMode};
 
 /// How many histories a usual test run takes.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 2000;
 
 /// What a history amounts to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,9 +75,8 @@ fn finish_requests(world: &mut World) {
     world.clients.closed = true;
     let timeout = world.setup.tuning.timers.request_timeout_us;
     let limit = world.now + 5 * (timeout + world.setup.patience_us);
-    let done = world.run(limit, |world| {
-        world.clients.are_done() && world.clients.waiting(|node| !world.nodes[node].dead) == 0
-    });
+    let done = world
+        .run(limit, |world| world.clients.are_done() && world.clients.waiting(|node| !world.nodes[node].dead) == 0);
     let waiting = world.clients.waiting(|node| !world.nodes[node].dead);
     assert!(done, "{waiting} requests are never answered");
 }

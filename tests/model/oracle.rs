@@ -111,8 +111,10 @@ impl Oracle {
     /// What is executed for the first time was accepted by a phase-2 quorum.
     fn check_decided(&mut self, key: usize, applied: u64) {
         for slot in self.executed[key] + 1..=applied {
-            let done: NodeSet =
-                (0..self.seen.len()).filter(|node| self.seen[*node][key].applied >= slot).map(|node| NodeIndex(node as u8)).collect();
+            let done: NodeSet = (0..self.seen.len())
+                .filter(|node| self.seen[*node][key].applied >= slot)
+                .map(|node| NodeIndex(node as u8))
+                .collect();
             let votes = self.votes.remove(&(key, slot)).unwrap_or_default();
             let quorum = |voters: NodeSet| self.quorums.is_phase2_quorum(NodeSet(voters.0 | done.0));
             let decided = votes.iter().any(|(_, voters)| quorum(*voters)) || quorum(NodeSet::EMPTY);

@@ -129,7 +129,7 @@ impl WPaxos {
             let key = reader.key(head.key_bytes)?;
             let state = reader.state()?;
             let promised = ballot_from(&reader, frame.config_version, head.promised)?;
-            let applied = head.applied.get();
+            let applied = reader.number(head.applied)?;
             let object = self.object_of(key);
             self.raise(now, object, promised);
             if applied > self.objects[object].applied {

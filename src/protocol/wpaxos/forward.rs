@@ -124,9 +124,10 @@ impl WPaxos {
         let waiting = self.requests.get_mut(key).expect("just seen");
         let object = waiting.object;
         let ballot = Ballot { version: self.config.version, number: ballot };
-        if self.config.nodes.binary_search(&ballot.owner().unwrap_or(self.config.my_id())).is_ok() {
+        let is_member = ballot.owner().is_some_and(|owner| self.config.nodes.binary_search(&owner).is_ok());
+        if is_member && ballot.round() < super::message::ROUND_MAX {
             self.raise(now, object, ballot);
         }
-        self.ready_requests.push(key);
+        self.ready_requests.push_back(key);
     }
 }

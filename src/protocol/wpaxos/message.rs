@@ -28,6 +28,11 @@ use crate::{
     wire::{Frame, FrameError, HEADER_BYTES},
 };
 
+/// Slots and other numbers that come from a peer are below.
+pub const NUMBER_MAX: u64 = 1 << 48;
+/// Rounds that come from a peer are below, so that there is always a next one.
+pub const ROUND_MAX: u64 = 1 << 47;
+
 macro_rules! layout {
     ($(#[$doc:meta])* $name:ident, $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -393,6 +398,14 @@ impl<'a> Reader<'a> {
         self.bytes(bytes)
     }
 
+    /// A slot, version or stream number: far below where counting on would overflow.
+    pub fn number(&self, number: U64) -> Result<u64, FrameError> {
+        match number.get() {
+            number if number < NUMBER_MAX => Ok(number),
+            _ => Err(self.wrong("a number is out of range")),
+        }
+    }
+
     /// Checks a reserved field.
     pub fn zero(&self, reserved: impl IntoBytes + Immutable) -> Result<(), FrameError> {
         if reserved.as_bytes().iter().all(|byte| *byte == 0) {
@@ -412,7 +425,7 @@ impl<'a> Reader<'a> {
         let sessions = sessions.iter().map(|body| self.session(body)).collect::<Result<Vec<_>, _>>()?;
         let recent = (!sessions.is_empty()).then(|| Box::new(Recent { sessions, dropped: head.dropped == 1 }));
         let value = (head.has_value == 1).then(|| value.to_vec());
-        Ok(ObjectState { value, version: head.version.get(), recent })
+        Ok(ObjectState { value, version: self.number(head.version)?, recent })
     }
 
     fn session(&self, body: &SessionBody) -> Result<Session, FrameError> {
@@ -465,11 +478,11 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
 /// A ballot as it travels in a frame of `version`.
 ///
 /// # Errors
-/// If its owner cannot be a node, or its round is 0.
+/// If its owner cannot be a node, or its round is 0 or out of range.
 pub fn ballot_from(reader: &Reader<'_>, version: u32, number: U64) -> Result<Ballot, FrameError> {
     let ballot = Ballot { version, number: number.get() };
     match ballot.owner() {
-        Some(NodeId { zone: 1.., node: 1.. }) => Ok(ballot),
-        _ => Err(reader.wrong("a ballot has no owner")),
+        Some(NodeId { zone: 1.., node: 1.. }) if ballot.round() < ROUND_MAX => Ok(ballot),
+        _ => Err(reader.wrong("a ballot has no owner or no such round")),
     }
 }

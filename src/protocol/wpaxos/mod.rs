@@ -31,6 +31,8 @@ mod read;
 mod requests;
 mod steal;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -167,8 +169,8 @@ pub struct WPaxos {
     gaps: VecDeque<(Micros, ObjectIndex)>,
 
     /// What an input leaves to be done at its end.
-    orphaned_requests: Vec<RequestKey>,
-    ready_requests: Vec<RequestKey>,
+    orphaned_requests: VecDeque<RequestKey>,
+    ready_requests: VecDeque<RequestKey>,
     executable: Vec<ObjectIndex>,
 
     scratch_keys: Vec<RequestKey>,
@@ -203,8 +205,8 @@ impl WPaxos {
             new_candidacies: Vec::new(),
             prepare_timers: BTreeSet::new(),
             gaps: VecDeque::new(),
-            orphaned_requests: Vec::new(),
-            ready_requests: Vec::new(),
+            orphaned_requests: VecDeque::new(),
+            ready_requests: VecDeque::new(),
             executable: Vec::new(),
             scratch_keys: Vec::new(),
             scratch_bytes: Vec::new(),
@@ -264,12 +266,17 @@ impl WPaxos {
         loop {
             if let Some(object) = self.executable.pop() {
                 self.after_execution(now, object, out);
-            } else if let Some(request) = self.ready_requests.pop().or_else(|| self.orphaned_requests.pop()) {
+            } else if let Some(request) = self.next_request() {
                 self.route(now, request);
             } else {
                 return;
             }
         }
+    }
+
+    /// In the order in which they came, so that what one client asked for one after the other stays so.
+    fn next_request(&mut self) -> Option<RequestKey> {
+        self.ready_requests.pop_front().or_else(|| self.orphaned_requests.pop_front())
     }
 
     /// One line per message; what each may do is in its handler.

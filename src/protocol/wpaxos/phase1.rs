@@ -18,6 +18,9 @@ use crate::{
     wire::{Frame, FrameError, Kind},
 };
 
+/// Slots that can be open at once: far more than the bound on what is uncommitted allows.
+const SLOTS_OPEN_MAX: u64 = 1 << 20;
+
 /// A candidacy for one object.
 #[derive(Clone, Debug)]
 pub(super) struct Preparing {
@@ -134,7 +137,8 @@ impl WPaxos {
             let Some(object) = self.objects.find(key) else {
                 return Err(reader.wrong("it promises an object that was never asked for"));
             };
-            self.on_promise(now, from, object, ballot, (head.applied.get(), state), reported);
+            let applied = reader.number(head.applied)?;
+            self.on_promise(now, from, object, ballot, (applied, state), reported);
         }
         Ok(())
     }
@@ -187,6 +191,11 @@ impl WPaxos {
         self.merge_own_tail(object, &mut preparing);
         let applied = self.objects[object].applied;
         let highest = preparing.reported.keys().next_back().copied().unwrap_or(0).max(applied);
+        if highest - applied > SLOTS_OPEN_MAX {
+            // Somebody reports a slot that cannot be: better no owner than endless no-ops.
+            self.orphaned_requests.extend(preparing.waiting);
+            return;
+        }
         let leading = Leading { next_slot: highest + 1, settled: highest, round: 0 };
         self.objects[object].role = Role::Leading(leading);
         self.counters.phase1_won += 1;
@@ -194,7 +203,7 @@ impl WPaxos {
             self.take_over_slot(now, object, slot, preparing.reported.remove(&slot));
         }
         self.executable.push(object);
-        self.ready_requests.append(&mut preparing.waiting);
+        self.ready_requests.extend(preparing.waiting);
     }
 
     fn merge_own_tail(&mut self, object: ObjectIndex, preparing: &mut Preparing) {
@@ -391,5 +400,5 @@ fn read_tail_entry(reader: &mut Reader<'_>, frame: &Frame) -> Result<(u64, Repor
     }
     let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
     let command = frame.bytes.slice_ref(bytes);
-    Ok((head.slot.get(), Reported { ballot, decided: head.decided == 1, command }))
+    Ok((reader.number(head.slot)?, Reported { ballot, decided: head.decided == 1, command }))
 }

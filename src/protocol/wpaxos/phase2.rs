@@ -76,7 +76,7 @@ impl WPaxos {
                 self.counters.deposed += 1;
                 self.withdraw_all(now, object);
                 if let Some(rare) = &mut self.objects[object].rare {
-                    self.orphaned_requests.append(&mut rare.parked);
+                    self.orphaned_requests.extend(rare.parked.drain(..));
                     rare.accesses = None;
                 }
             }
@@ -301,7 +301,7 @@ impl WPaxos {
     fn skip_slow_links(&mut self, out: &mut Outputs) {
         for node in 0..self.links.len() {
             let link = &self.links[node];
-            if link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
+            if out.room[node] > 0 && link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
                 let behind_from = link.catch_up.map_or(0, |catch_up| catch_up.from_seq);
                 self.resume(NodeIndex(node as u8), link.sent_seq, link.sent_commit, behind_from, out);
             }
@@ -392,11 +392,12 @@ impl WPaxos {
             if ballot.owner() != Some(self.config.nodes[from.index()]) {
                 return Err(reader.wrong("an entry has somebody else's ballot"));
             }
-            if entry.slot.get() == 0 {
+            let slot = reader.number(entry.slot)?;
+            if slot == 0 {
                 return Err(reader.wrong("an entry has no slot"));
             }
             if head.first_seq.get() + number > taken {
-                self.take_entry(now, from, entry.slot.get(), ballot, command, offset);
+                self.take_entry(now, from, slot, ballot, command, offset);
             }
         }
         self.inbound[from.index()].ack_due = true;
@@ -532,13 +533,14 @@ impl WPaxos {
     pub(super) fn on_skip(&mut self, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
         let mut reader = Reader::new(frame);
         let skip: SkipBody = *reader.take()?;
+        let to = reader.number(skip.to_seq)?;
         let inbound = &mut self.inbound[from.index()];
         if inbound.id.is_some_and(|id| id != skip.stream) || inbound.id.is_none() {
             let last = inbound.last_seq;
             self.drop_entries(from, last);
             self.inbound[from.index()] = super::Inbound::of(skip.stream);
         }
-        let (to, watermark) = (skip.to_seq.get(), self.inbound[from.index()].watermark);
+        let watermark = self.inbound[from.index()].watermark;
         if to <= watermark {
             return Ok(());
         }

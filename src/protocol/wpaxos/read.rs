@@ -87,7 +87,7 @@ impl WPaxos {
         if let Some(rare) = &mut known.rare
             && settled
         {
-            self.ready_requests.append(&mut rare.parked);
+            self.ready_requests.extend(rare.parked.drain(..));
         }
     }
 
@@ -187,7 +187,7 @@ impl WPaxos {
         for (key, object, ballot) in round.reads {
             let known = &self.objects[object];
             if known.leading().is_none() || known.promised != ballot {
-                self.ready_requests.push(key);
+                self.ready_requests.push_back(key);
                 continue;
             }
             self.counters.reads += 1;
