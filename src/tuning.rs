@@ -44,12 +44,16 @@ impl Default for Tuning {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Batch {
-    /// How long an open batch of accepts waits for more, in microseconds; 0 ends it with the loop's turn.
+    /// How long an open batch of accepts, or a round of reads, may wait for more while an earlier one is under way, in
+    /// microseconds; 0 ends it with the loop's turn. Nothing waits while none is.
     pub linger_us: u64,
     /// Entries at which a batch is sent at once.
     pub entries_max: usize,
     /// Bytes at which a batch is sent at once.
     pub bytes_max: usize,
+    /// Whether only as many nodes as the nearest phase-2 quorum needs get entries at once, instead of all nodes of its
+    /// zones: fewer frames, but one slow node among them is waited for until `timers.q2_fallback_us`.
+    pub thrifty: bool,
     /// How long entries for nodes outside the nearest phase-2 quorum may wait, in microseconds.
     pub learner_delay_us: u64,
     /// Bytes at which they are sent at once.
@@ -64,6 +68,7 @@ impl Default for Batch {
             linger_us: 1000,
             entries_max: 1024,
             bytes_max: 262_144,
+            thrifty: false,
             learner_delay_us: 10_000,
             learner_bytes: 131_072,
             commit_delay_us: 1000,

@@ -88,9 +88,16 @@ impl WPaxos {
             let zone = self.config.zone_of[node.index()];
             let distance = self.distances.get(own, zone);
             let distance = if distance == 0 { u32::MAX } else { distance };
-            (*node != self.config.me, zone != own, distance, zone, *node)
+            let ring = (node.index() + self.links.len() - self.config.me.index()) % self.links.len();
+            (zone != own, distance, zone, ring)
         });
-        match self.config.quorums.nearest_phase2(&order) {
+        let quorums = &self.config.quorums;
+        let nearest = if self.config.batch.thrifty {
+            (1..=order.len()).find_map(|count| quorums.nearest_phase2(&order[..count]))
+        } else {
+            quorums.nearest_phase2(&order)
+        };
+        match nearest {
             Some(nearest) => self.eager = nearest,
             None => self.eager = (0..self.links.len()).map(|node| NodeIndex(node as u8)).collect(),
         }
