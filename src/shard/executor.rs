@@ -23,8 +23,11 @@ use crate::{
     topology::{NodeIndex, ShardId},
 };
 
-/// With less, 0.9.0 of the runtime may go to sleep with work to do.
-const PREEMPT_TIMER: Duration = Duration::from_millis(100);
+/// Version 0.9.0 of the runtime goes to sleep with work to do if this time passes between two instructions of its loop,
+/// because the machine ran something else. Nothing here needs a shorter one: no task goes on without waiting.
+const PREEMPT_TIMER: Duration = Duration::from_secs(1);
+/// Should it happen all the same, this timer, which shares nothing with the shard's ticks, ends the sleep.
+const WATCHDOG: Duration = Duration::from_millis(100);
 /// How long the readers of a stopping shard have to find the end of their streams.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -124,6 +127,11 @@ where
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
     }
+    tasks.push(glommio::spawn_local(async {
+        loop {
+            Timer::new(WATCHDOG).await;
+        }
+    }));
     let _ = tell.send(Ok(()));
     Turns { shard: &this, alarm: None }.run().await;
     stop(&this, tasks).await;
