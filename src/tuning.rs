@@ -61,10 +61,10 @@ pub struct Batch {
 impl Default for Batch {
     fn default() -> Self {
         Self {
-            linger_us: 0,
+            linger_us: 1000,
             entries_max: 1024,
             bytes_max: 262_144,
-            learner_delay_us: 1000,
+            learner_delay_us: 10_000,
             learner_bytes: 131_072,
             commit_delay_us: 1000,
         }
@@ -93,7 +93,7 @@ impl Default for Flow {
     fn default() -> Self {
         Self {
             requests_max: 65_536,
-            stream_inflight_bytes_max: 67_108_864,
+            stream_inflight_bytes_max: 16_777_216,
             stream_retain_bytes: 67_108_864,
             link_queue_bytes_max: 8_388_608,
             client_requests_max: 16_384,

@@ -100,6 +100,7 @@ impl Client {
         let position = self.connections[link.connection].push(&request.command, self.options.read);
         request.place = Place::Sent(link, position);
         self.counters.resent += u64::from(request.attempts > 0);
+        request.handed_over = self.now;
         request.attempts += 1;
         request.unrefused += 1;
         self.mark_dirty(link.connection);
@@ -125,24 +126,32 @@ impl Client {
 
     /// A request's time has come: its pause, its attempt or all of its time is over.
     pub(super) fn on_request_due(&mut self, id: u64) {
+        let (request_us, attempt_us) = (self.request_us(), self.attempt_us());
         let Some(request) = self.requests.get(id) else { return };
-        let (place, submitted) = (request.place, request.submitted);
-        if self.now >= submitted.plus(self.request_us()) {
+        if self.now >= request.submitted.plus(request_us) {
             return self.end_in_time(id);
         }
-        match place {
+        let unanswered_us = self.now.since(request.handed_over);
+        match request.place {
             Place::Waiting => self.dispatch(id),
             // The connection's own time-out moves it on.
-            Place::Queued(_) => self.wake_after(id, self.attempt_us()),
+            Place::Queued(_) => self.wake_after(id, attempt_us),
+            // It had to wait for its connection, and the node not as long for it.
+            Place::Sent(..) if unanswered_us < attempt_us => self.wake_after(id, attempt_us - unanswered_us),
             Place::Sent(link, _) => {
-                let connection = &self.connections[link.connection];
-                let silent = connection.silent_since.is_none() && connection.heard.plus(self.attempt_us()) <= self.now;
-                if silent {
+                let heard = self.connections[link.connection].heard;
+                if heard <= request.handed_over || self.now.since(heard) >= attempt_us {
                     self.become_silent(link);
-                } else {
-                    self.leave_unanswered(id);
                 }
+                self.leave_unanswered_on(id, link);
             }
+        }
+    }
+
+    /// As [`Self::leave_unanswered`], unless the request has left that connection already.
+    fn leave_unanswered_on(&mut self, id: u64, link: Link) {
+        if self.requests.get(id).is_some_and(|request| request.link() == Some(link)) {
+            self.leave_unanswered(id);
         }
     }
 

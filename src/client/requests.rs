@@ -50,6 +50,8 @@ pub(super) struct Request {
     pub(super) token: u64,
     /// When `submit` took it.
     pub(super) submitted: Micros,
+    /// When it was handed to a connection last.
+    pub(super) handed_over: Micros,
     /// What it does.
     pub(super) op: Op,
     /// Where it is.
@@ -81,6 +83,7 @@ impl Request {
             tag: 0,
             token: 0,
             submitted: Micros(0),
+            handed_over: Micros(0),
             op: Op::Noop,
             place: Place::Waiting,
             node: NodeIndex(0),

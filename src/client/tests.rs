@@ -6,7 +6,7 @@ use super::*;
 use crate::command::Expect;
 use fake::{Act, CLUSTER, Fake, Mode, Seen, done};
 
-mod fake;
+pub(crate) mod fake;
 
 /// Long enough for a loaded machine to answer within, short enough for tests that wait for it to pass.
 const SHORT: Duration = Duration::from_millis(100);
@@ -142,6 +142,18 @@ fn a_late_answer_ends_an_open_request_and_is_ignored_after() {
     assert_eq!(outcome_of(&mut client, Action::Put(b"v")), ("Done".to_owned(), 2));
     client.poll(SHORT * 3, &mut |completion| panic!("{completion:?} ended twice")).unwrap();
     assert_eq!(client.counters().late_answers, 1);
+}
+
+#[test]
+fn a_caller_who_was_away_finds_the_answers_that_waited() {
+    let fake = three(|_| done());
+    let mut client = connect(&fake);
+    assert_eq!(outcome_of(&mut client, Action::Put(b"v")), ("Done".to_owned(), 1));
+    client.submit(Action::Put(b"v"), b"key", 1).unwrap();
+    client.flush();
+    std::thread::sleep(SHORT * 2);
+    assert_eq!(finish(&mut client)[&1].1, 1);
+    assert_eq!(fake.seen().len(), 2);
 }
 
 #[test]

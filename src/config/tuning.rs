@@ -9,10 +9,12 @@ use crate::{protocol::IDLE_TICK_US, tuning::Tuning, wire::BODY_BYTES_MAX};
 const TIMER_US_MAX: u64 = 3_600_000_000;
 /// No bound on memory means more than this.
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
-/// A batch is sent once it reaches its limit, so a frame holds up to one more command than that; half of what a frame
-/// may have leaves room for the largest.
-const BATCH_BYTES_MAX: u64 = BODY_BYTES_MAX as u64 / 2;
+/// A batch is sent once it reaches its limit, so a frame holds up to one more command than that.
+const BATCH_BYTES_MAX: u64 = 8 << 20;
 const _: () = assert!(BATCH_BYTES_MAX as usize + crate::command::COMMAND_BYTES_MAX < BODY_BYTES_MAX);
+
+/// A promise holds everything that is uncommitted of one object, and is one element of one frame.
+const INFLIGHT_BYTES_MAX: u64 = BODY_BYTES_MAX as u64 / 2;
 
 /// A knob, its value, and from what to what it may be.
 type Bounds = (&'static str, u64, u64, u64);
@@ -100,7 +102,7 @@ impl Tuning {
             ("batch.learner_bytes", batch.learner_bytes as u64, 1024, BATCH_BYTES_MAX),
             ("batch.commit_delay_us", batch.commit_delay_us, 0, 1_000_000),
             ("flow.requests_max", flow.requests_max as u64, 1, 1 << 32),
-            ("flow.stream_inflight_bytes_max", flow.stream_inflight_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
+            ("flow.stream_inflight_bytes_max", flow.stream_inflight_bytes_max as u64, 1024, INFLIGHT_BYTES_MAX),
             ("flow.stream_retain_bytes", flow.stream_retain_bytes as u64, 0, MEMORY_BYTES_MAX),
             ("flow.link_queue_bytes_max", flow.link_queue_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
             ("flow.client_requests_max", flow.client_requests_max as u64, 1, 1 << 32),
@@ -133,7 +135,7 @@ impl Tuning {
 
     fn system_bounds(&self) -> [Bounds; 3] {
         [
-            ("sockets.read_bytes", self.sockets.read_bytes as u64, 4096, BODY_BYTES_MAX as u64),
+            ("sockets.read_bytes", self.sockets.read_bytes as u64, 4096, 16 << 20),
             ("placement.ring_depth", self.placement.ring_depth as u64, 16, 32_768),
             // The runtime refuses less.
             ("placement.io_memory_bytes", self.placement.io_memory_bytes as u64, 65_536, 1 << 30),

@@ -1,7 +1,6 @@
-//! Starting a shard's executor, running it, and stopping it.
+//! Starting a shard, running it, and stopping it.
 
 use std::{
-    any::Any,
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::Pin,
@@ -11,32 +10,26 @@ use std::{
     time::Duration,
 };
 
-use glommio::{
-    BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, Task, net::TcpListener,
-    timer::Timer,
-};
+use glommio::{GlommioError, Task, net::TcpListener, timer::Timer};
 
-use super::{Node, Shard, ShardContext, core::Next, sessions};
+use super::{Host, Node, Shard, ShardContext, core::Next, sessions};
 use crate::{
     failure::Failure,
     protocol::{Micros, Protocol},
     topology::{NodeIndex, ShardId},
 };
 
-/// Version 0.9.0 of the runtime goes to sleep with work to do if this time passes between two instructions of its loop,
-/// because the machine ran something else. Nothing here needs a shorter one: no task goes on without waiting.
-const PREEMPT_TIMER: Duration = Duration::from_secs(1);
-/// Should it happen all the same, this timer, which shares nothing with the shard's ticks, ends the sleep.
-const WATCHDOG: Duration = Duration::from_millis(100);
 /// How long the readers of a stopping shard have to find the end of their streams.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// A shard's thread.
+/// A shard that runs in a host's thread.
+#[derive(Debug)]
 pub(crate) struct Executor {
-    handle: ExecutorJoinHandle<()>,
-    /// First a word that the runtime works, then how the shard has started.
     started: mpsc::Receiver<Result<(), Failure>>,
+    ended: mpsc::Receiver<()>,
     shard: ShardId,
+    /// Keeps the thread.
+    _host: Arc<Host>,
 }
 
 impl Executor {
@@ -45,55 +38,33 @@ impl Executor {
     /// # Errors
     /// Why it does not.
     pub(crate) fn wait_started(self) -> Result<Self, Failure> {
-        let shard = self.shard;
-        // Where the channel ends, only the thread knows why.
-        let Ok(Ok(())) = self.started.recv() else {
-            return Err(self.handle.join().map_or_else(|error| runtime_failure(shard, error), |()| ended_early(shard)));
-        };
         match self.started.recv() {
             Ok(Ok(())) => Ok(self),
-            Ok(Err(failure)) => {
-                let _ = self.handle.join();
-                Err(failure)
-            }
-            Err(mpsc::RecvError) => Err(self.join().err().unwrap_or_else(|| ended_early(shard))),
+            Ok(Err(failure)) => Err(failure),
+            Err(mpsc::RecvError) => Err(Failure::Bug(format!("shard {} ended before it began", self.shard.0))),
         }
     }
 
-    /// Waits until the shard has stopped.
-    ///
-    /// # Errors
-    /// If it ended otherwise.
-    pub(crate) fn join(self) -> Result<(), Failure> {
-        let shard = self.shard;
-        self.handle.join().map_err(|error| match error {
-            GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => {
-                Failure::Bug(format!("shard {} has panicked: {}", shard.0, panic_text(&*panic)))
-            }
-            other => Failure::Environment(format!("shard {}: {other}", shard.0)),
-        })
+    /// Waits until the shard has stopped. Why, its node knows.
+    pub(crate) fn join(self) {
+        // The other end is never used: it goes when the shard does.
+        let _ = self.ended.recv();
     }
 }
 
-/// Starts a shard in a thread of its own, on `core` if there is one. `make` runs in that thread.
-///
-/// # Errors
-/// If there is no thread for it. What goes wrong later is told by [`Executor::wait_started`].
-pub(crate) fn spawn<P, F>(node: Arc<Node>, shard: ShardId, core: Option<usize>, make: F) -> Result<Executor, Failure>
+/// Starts a shard in a host's thread. `make` runs there. What goes wrong is told by [`Executor::wait_started`].
+pub(crate) fn spawn<P, F>(node: Arc<Node>, shard: ShardId, host: Arc<Host>, make: F) -> Executor
 where
     P: Protocol + 'static,
     F: FnOnce(ShardContext) -> P + Send + 'static,
 {
-    let placement = &node.tuning.placement;
     let (tell, started) = mpsc::channel();
-    let handle = LocalExecutorBuilder::new(core.map_or(Placement::Unbound, Placement::Fixed))
-        .name(&format!("{}/{}", node.member().id, shard.0))
-        .ring_depth(placement.ring_depth.max(1))
-        .io_memory(placement.io_memory_bytes)
-        .preempt_timer(PREEMPT_TIMER)
-        .spawn(move || run(node, shard, make, tell))
-        .map_err(|error| runtime_failure(shard, error))?;
-    Ok(Executor { handle, started, shard })
+    let (running, ended) = mpsc::channel();
+    host.run(move || async move {
+        run(node, shard, make, tell).await;
+        drop(running);
+    });
+    Executor { started, ended, shard, _host: host }
 }
 
 /// Stops the whole node if this shard goes down with a bug.
@@ -112,7 +83,6 @@ where
     P: Protocol + 'static,
     F: FnOnce(ShardContext) -> P + Send + 'static,
 {
-    let _ = tell.send(Ok(()));
     let _guard = StopNodeOnPanic(Arc::clone(&node));
     let address = node.member().shards[usize::from(shard.0)];
     let listener = match TcpListener::bind(address) {
@@ -127,11 +97,6 @@ where
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
     }
-    tasks.push(glommio::spawn_local(async {
-        loop {
-            Timer::new(WATCHDOG).await;
-        }
-    }));
     let _ = tell.send(Ok(()));
     Turns { shard: &this, alarm: None }.run().await;
     stop(&this, tasks).await;
@@ -219,26 +184,4 @@ fn bind_failure(address: SocketAddr, error: &GlommioError<()>) -> Failure {
         GlommioError::IoError(error) => Failure::of_address(address, error),
         other => Failure::Environment(format!("cannot listen on {address}: {other}")),
     }
-}
-
-fn ended_early(shard: ShardId) -> Failure {
-    Failure::Bug(format!("shard {} ended before it began", shard.0))
-}
-
-/// Why the runtime of a shard could not be made. Some of the ways in which 0.9.0 says so are errors, others panics.
-fn runtime_failure(shard: ShardId, error: GlommioError<()>) -> Failure {
-    let what = match error {
-        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => panic_text(&*panic),
-        other => other.to_string(),
-    };
-    Failure::Environment(format!(
-        "shard {}: no io_uring executor: {what}. It needs Linux 5.8, io_uring allowed (containers often forbid it), and \
-         at least 512 KiB of locked memory plus some for each shard (`ulimit -l`, `LimitMEMLOCK=`)",
-        shard.0
-    ))
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("without a message").to_owned()
 }

@@ -36,6 +36,7 @@ mod core;
 mod counters;
 mod executor;
 mod hello;
+mod host;
 mod links;
 mod mailbox;
 mod node;
@@ -48,6 +49,7 @@ mod slab;
 pub use hello::{Code, PeerHello, Refusal};
 
 pub(crate) use executor::{Executor, spawn};
+pub(crate) use host::Host;
 pub(crate) use node::Node;
 
 /// What a protocol is made from, in the thread that runs it.

@@ -19,7 +19,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
 /// The version of the frame layout and of all bodies.
 pub const WIRE_VERSION: u8 = 1;
 /// The largest body that a receiver takes, in bytes.
-pub const BODY_BYTES_MAX: usize = 16 << 20;
+pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = size_of::<FrameHeader>();
 
@@ -312,4 +312,158 @@ pub fn parse(bytes: Bytes) -> Result<Frame, FrameError> {
 
 fn checksum(header: &FrameHeader, body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&header.as_bytes()[..CHECKSUMMED_HEADER_BYTES]), body)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KINDS: [Kind; 25] = [
+        Kind::PeerHello,
+        Kind::PeerWelcome,
+        Kind::Refused,
+        Kind::AcceptBatch,
+        Kind::Ack,
+        Kind::Resume,
+        Kind::Skip,
+        Kind::Prepare,
+        Kind::Promise,
+        Kind::Reject,
+        Kind::Forward,
+        Kind::ForwardReply,
+        Kind::Handover,
+        Kind::Confirm,
+        Kind::ConfirmReply,
+        Kind::Heartbeat,
+        Kind::StateRequest,
+        Kind::State,
+        Kind::CatchUpDone,
+        Kind::ClientHello,
+        Kind::ClientWelcome,
+        Kind::Request,
+        Kind::Reply,
+        Kind::StatsRequest,
+        Kind::Stats,
+    ];
+
+    fn with(frame: &Bytes, offset: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut changed = frame.to_vec();
+        changed[offset..offset + bytes.len()].copy_from_slice(bytes);
+        changed
+    }
+
+    #[test]
+    fn every_kind_reads_back_as_it_was_written() {
+        for (number, kind) in KINDS.into_iter().enumerate() {
+            assert_eq!(Kind::from_wire(kind as u8), Some(kind));
+            let body = vec![number as u8; number * 100];
+            let bytes = frame(kind, 3, 7, &body);
+            assert_eq!(frame_bytes(&bytes), Ok(Some(bytes.len())));
+            let parsed = parse(bytes.clone()).unwrap();
+            assert_eq!((parsed.kind, parsed.shard, parsed.config_version), (kind, 3, 7));
+            assert_eq!((parsed.body(), &parsed.bytes), (body.as_slice(), &bytes));
+            assert_eq!(view(&bytes), Ok(FrameRef { kind, shard: 3, config_version: 7, body: &body }));
+        }
+        assert_eq!((0..=255).filter_map(Kind::from_wire).count(), KINDS.len(), "KINDS lacks some");
+    }
+
+    #[test]
+    fn frames_built_in_place_lie_one_behind_the_other() {
+        let mut out = BytesMut::from("before".as_bytes());
+        let first = begin(&mut out);
+        out.extend_from_slice(b"one");
+        finish(&mut out, first, Kind::Request, 1, 0);
+        let second = begin(&mut out);
+        finish(&mut out, second, Kind::Reply, 2, 0);
+        let length = frame_bytes(&out[6..]).unwrap().unwrap();
+        assert_eq!(&out[6..6 + length], &frame(Kind::Request, 1, 0, b"one")[..]);
+        assert_eq!(&out[6 + length..], &frame(Kind::Reply, 2, 0, b"")[..]);
+    }
+
+    #[test]
+    fn the_layout_stays() {
+        let bytes = frame(Kind::Ack, 0x0102, 0x0304_0506, b"\xff");
+        assert_eq!(bytes[..20], *b"WPAX\x01\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
+        assert_eq!(bytes[20..24], crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), b"\xff").to_le_bytes());
+    }
+
+    #[test]
+    fn each_wrong_field_has_its_reason() {
+        let good = frame(Kind::Request, 0, 0, b"body");
+        assert_eq!(frame_bytes(&with(&good, 0, b"HTTP")), Err(FrameError::Magic(u32::from_le_bytes(*b"HTTP"))));
+        assert_eq!(frame_bytes(&with(&good, 4, &[2])), Err(FrameError::Version(2)));
+        assert_eq!(frame_bytes(&with(&good, 5, &[0])), Err(FrameError::Kind(0)));
+        assert_eq!(frame_bytes(&with(&good, 16, &[1])), Err(FrameError::Reserved));
+        let huge = BODY_BYTES_MAX as u32 + 1;
+        assert_eq!(frame_bytes(&with(&good, 8, &huge.to_le_bytes())), Err(FrameError::TooLarge(huge)));
+        assert_eq!(frame_bytes(&with(&good, 8, &[0xff; 4])), Err(FrameError::TooLarge(u32::MAX)));
+        for offset in [6, 12, 20, HEADER_BYTES] {
+            let changed = with(&good, offset, &[good[offset] ^ 1]);
+            assert!(matches!(view(&changed), Err(FrameError::Checksum { .. })), "byte {offset}");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_frame_is_waited_for() {
+        let good = frame(Kind::Request, 0, 0, b"body");
+        for length in 0..HEADER_BYTES {
+            assert_eq!(frame_bytes(&good[..length]), Ok(None));
+        }
+        for length in HEADER_BYTES..good.len() {
+            assert_eq!(frame_bytes(&good[..length]), Ok(Some(good.len())));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "was not split")]
+    fn a_body_over_the_limit_is_never_sent() {
+        let mut out = BytesMut::zeroed(HEADER_BYTES + BODY_BYTES_MAX + 1);
+        finish(&mut out, 0, Kind::Request, 0, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_frame_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(!matches!(frame_bytes(&bytes), Ok(Some(length)) if length > HEADER_BYTES + BODY_BYTES_MAX));
+        }
+
+        #[test]
+        fn headers_of_any_fields_promise_no_more_than_the_limit(
+            fields in any::<(u8, u8, u16, u32, u32, u32, u32)>(),
+        ) {
+            let (wire_version, kind, shard, body_bytes, config_version, reserved, checksum) = fields;
+            let header = FrameHeader {
+                magic: MAGIC.into(),
+                wire_version: wire_version % 3,
+                kind: kind % 70,
+                shard: shard.into(),
+                body_bytes: body_bytes.into(),
+                config_version: config_version.into(),
+                reserved: (reserved % 2).into(),
+                checksum: checksum.into(),
+            };
+            if let Ok(length) = frame_bytes(header.as_bytes()) {
+                prop_assert_eq!(length, Some(HEADER_BYTES + body_bytes as usize));
+                prop_assert!(body_bytes as usize <= BODY_BYTES_MAX);
+            }
+        }
+
+        #[test]
+        fn a_changed_bit_never_passes(
+            body in prop::collection::vec(any::<u8>(), 0..300),
+            position in any::<prop::sample::Index>(),
+            bit in 0..8u8,
+        ) {
+            let good = frame(Kind::AcceptBatch, 1, 2, &body);
+            let mut changed = good.to_vec();
+            changed[position.index(good.len())] ^= 1 << bit;
+            match frame_bytes(&changed) {
+                Ok(Some(length)) if length == changed.len() => prop_assert!(parse(changed.into()).is_err()),
+                Ok(length) => prop_assert_ne!(length, Some(good.len())),
+                Err(_) => {}
+            }
+        }
+    }
 }

@@ -228,3 +228,179 @@ fn take_reply<'a>(rest: &mut &'a [u8]) -> Result<ReplyRef<'a>, BodyError> {
         value,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::command::{Action, Expect, NewCommand};
+
+    fn put_request(out: &mut Vec<u8>, id: u64, read: ReadMode, action: Action<'_>) {
+        let command = NewCommand { client: 3, id, retry: id % 2 == 1, key: b"key", action };
+        put_request_prefix(out, command.encoded_bytes(), read);
+        command.encode(out).unwrap();
+    }
+
+    fn reply<'a>(id: u64, status: Status, value: &'a [u8]) -> ReplyRef<'a> {
+        let owner = (id % 2 == 1).then_some(NodeId::new(2, 3));
+        ReplyRef { id, status, version: id + 1, slot: id + 2, ballot: id + 3, owner, value }
+    }
+
+    const ACTIONS: [Action<'static>; 7] = [
+        Action::Get,
+        Action::Put(b""),
+        Action::Put(b"value"),
+        Action::Delete,
+        Action::CompareAndSwap { expect: Expect::Absent, value: b"new" },
+        Action::CompareAndSwap { expect: Expect::Value(b"old"), value: b"new" },
+        Action::CompareAndSwap { expect: Expect::Version(7), value: b"" },
+    ];
+
+    const STATUSES: [Status; 10] = [
+        Status::Ok,
+        Status::NotFound,
+        Status::CasFailed,
+        Status::Duplicate,
+        Status::OutcomeUnknown,
+        Status::Overloaded,
+        Status::TimeoutNotDone,
+        Status::TimeoutMaybeDone,
+        Status::BadRequest,
+        Status::ShuttingDown,
+    ];
+
+    fn request_body() -> Vec<u8> {
+        let mut body = Vec::new();
+        for (id, action) in (0..).zip(ACTIONS) {
+            put_request(&mut body, id, if id < 3 { ReadMode::Confirm } else { ReadMode::Log }, action);
+        }
+        body
+    }
+
+    fn reply_body() -> Vec<u8> {
+        let mut body = Vec::new();
+        for (id, status) in (0..).zip(STATUSES) {
+            reply(id, status, &b"0123456789"[..id as usize]).encode(&mut body);
+        }
+        body
+    }
+
+    #[test]
+    fn requests_read_back_as_they_were_written() {
+        let body = request_body();
+        let read: Vec<_> = requests(&body).collect::<Result<_, _>>().unwrap();
+        assert_eq!(read.len(), ACTIONS.len());
+        for (id, ((mode, command), action)) in (0..).zip(read.iter().zip(ACTIONS)) {
+            assert_eq!(*mode, if id < 3 { ReadMode::Confirm } else { ReadMode::Log });
+            assert_eq!((command.client(), command.id(), command.is_retry()), (3, id, id % 2 == 1));
+            assert_eq!((command.key(), command.action()), (b"key".as_slice(), action));
+        }
+        assert_eq!(requests(&[]).count(), 0);
+    }
+
+    #[test]
+    fn replies_read_back_as_they_were_written() {
+        let body = reply_body();
+        let read: Vec<_> = replies(&body).collect::<Result<_, _>>().unwrap();
+        let written = (0..).zip(STATUSES).map(|(id, status)| reply(id, status, &b"0123456789"[..id as usize]));
+        assert_eq!(read, written.collect::<Vec<_>>());
+        assert_eq!((0..=255).filter_map(Status::from_wire).count(), STATUSES.len(), "STATUSES lacks some");
+    }
+
+    #[test]
+    fn hellos_and_welcomes_read_back_as_they_were_written() {
+        let hello = ClientHello { cluster: Some("c".to_owned()), client: u64::MAX, zone: None };
+        let text = serde_json::to_string(&hello).unwrap();
+        assert_eq!(text, r#"{"cluster":"c","client":18446744073709551615}"#);
+        assert_eq!(serde_json::from_str::<ClientHello>(&text).unwrap(), hello);
+        for wrong in ["", "{}", r#"{"client":-1}"#, r#"{"client":1,"zone":256}"#, r#"{"client":1,"zonne":1}"#] {
+            assert!(serde_json::from_str::<ClientHello>(wrong).is_err(), "{wrong} was taken");
+        }
+        let welcome = ClientWelcome {
+            cluster: "c".to_owned(),
+            node: "1.1".to_owned(),
+            shard: 1,
+            shards: 2,
+            nodes: vec![WelcomeNode { id: "1.1".to_owned(), shards: vec!["h:1".to_owned(), "h:2".to_owned()] }],
+            facts: [("durability".to_owned(), "sync".to_owned())].into(),
+        };
+        let text = serde_json::to_vec(&welcome).unwrap();
+        assert_eq!(serde_json::from_slice::<ClientWelcome>(&text).unwrap(), welcome);
+    }
+
+    #[test]
+    fn each_wrong_field_has_its_reason() {
+        let with = |offset: usize, byte: u8, mut body: Vec<u8>| {
+            body[offset] = byte;
+            body
+        };
+        let mut get = Vec::new();
+        put_request(&mut get, 0, ReadMode::Confirm, Action::Get);
+        let refused = |body: &[u8]| requests(body).next().unwrap().unwrap_err();
+        assert_eq!(refused(&with(4, 2, get.clone())), BodyError::ReadMode(2));
+        assert_eq!(refused(&with(5, 1, get.clone())), BodyError::Reserved);
+        assert_eq!(refused(&with(3, 0xff, get.clone())), BodyError::Short);
+        assert!(matches!(refused(&with(0, 0, get.clone())), BodyError::Command(_)), "a command of no bytes");
+        assert!(matches!(refused(&with(8 + 16, 99, get)), BodyError::Command(CommandError::Op(99))));
+
+        let mut ok = Vec::new();
+        reply(0, Status::Ok, b"value").encode(&mut ok);
+        let refused = |body: &[u8]| replies(body).next().unwrap().unwrap_err();
+        assert_eq!(refused(&with(36, 15, ok.clone())), BodyError::Status(15));
+        assert_eq!(refused(&with(39, 1, ok.clone())), BodyError::Reserved);
+        assert_eq!(refused(&with(32, 6, ok.clone())), BodyError::Short);
+        assert_eq!(refused(&with(35, 0xff, ok)), BodyError::Short);
+    }
+
+    #[test]
+    fn a_body_that_is_cut_ends_with_an_error() {
+        let (requested, replied) = (request_body(), reply_body());
+        let ends: Vec<usize> =
+            (0..requested.len()).filter(|end| requests(&requested[..*end]).all(|r| r.is_ok())).collect();
+        assert_eq!(ends.len(), ACTIONS.len(), "only a cut between two requests goes unnoticed");
+        let ends: Vec<usize> = (0..replied.len()).filter(|end| replies(&replied[..*end]).all(|r| r.is_ok())).collect();
+        assert_eq!(ends.len(), STATUSES.len());
+    }
+
+    /// Walks a body of any bytes: every element lies within it, and nothing follows an error.
+    fn walk(body: &[u8]) {
+        let mut failed = false;
+        for request in requests(body) {
+            assert!(!failed, "a request after an error");
+            failed = request.is_err();
+            if let Ok((_, command)) = request {
+                assert!(command.bytes().len() <= body.len() && command.key().len() <= body.len());
+                let _ = command.action();
+            }
+        }
+        failed = false;
+        for reply in replies(body) {
+            assert!(!failed, "a reply after an error");
+            failed = reply.is_err();
+            assert!(reply.is_err() || reply.is_ok_and(|reply| reply.value.len() <= body.len()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_walked_without_a_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            walk(&body);
+        }
+
+        #[test]
+        fn changed_bodies_are_walked_without_a_panic(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            for mut body in [request_body(), reply_body()] {
+                for (position, byte) in &changes {
+                    let position = position.index(body.len());
+                    body[position] = *byte;
+                }
+                walk(&body);
+                walk(&body[..cut.index(body.len())]);
+            }
+        }
+    }
+}

@@ -64,6 +64,8 @@ pub(super) struct Link {
     pub(super) next_frame: Option<u64>,
     /// The last number that was put on this connection.
     pub(super) sent_seq: u64,
+    /// The last watermark that was.
+    pub(super) sent_commit: u64,
     /// Since when frames of the stream are held for it.
     pub(super) held_since: Option<Micros>,
     pub(super) catch_up: Option<CatchUp>,
@@ -87,6 +89,7 @@ impl Link {
             acked: 0,
             next_frame: None,
             sent_seq: 0,
+            sent_commit: 0,
             held_since: None,
             catch_up: None,
             filling: Default::default(),

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     protocol::{Micros, Outputs, RecordId},
-    topology::{NodeIndex, NodeSet, ZoneIndex},
+    topology::{NodeIndex, ZoneIndex},
     wire::{Frame, FrameError, Kind},
 };
 
@@ -92,7 +92,7 @@ impl WPaxos {
         });
         match self.config.quorums.nearest_phase2(&order) {
             Some(nearest) => self.eager = nearest,
-            None => self.eager = NodeSet(u128::MAX),
+            None => self.eager = (0..self.links.len()).map(|node| NodeIndex(node as u8)).collect(),
         }
     }
 

@@ -192,6 +192,7 @@ impl WPaxos {
             let answer = self.execute_own(now, &entry, command, out);
             if entry.request != RequestKey::NONE {
                 self.answer(entry.request, answer, out);
+                self.make_due_offer(now, entry.object);
             }
         }
     }
@@ -258,7 +259,7 @@ impl WPaxos {
             let frame = self.stream.commit_frame(passed, commit_to, shard, version);
             out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
         }
-        link.sent_seq = position;
+        (link.sent_seq, link.sent_commit) = (position, passed.max(commit_to));
         link.next_frame = Some(self.stream.frame_after(position));
         link.held_since = None;
     }
@@ -266,6 +267,7 @@ impl WPaxos {
     /// Puts frames of the stream on the links: at once to those that the fastest Q2 consists of, held for a while and sent
     /// in larger pieces to the others, and never more than a link has room for.
     pub(super) fn send_stream(&mut self, now: Micros, out: &mut Outputs) {
+        self.skip_slow_links(out);
         let (end, usual_bytes) = (self.stream.end_frame(), self.stream.usual_bytes());
         for (node, link) in self.links.iter_mut().enumerate() {
             let Some(mut next) = link.next_frame else { continue };
@@ -282,15 +284,27 @@ impl WPaxos {
                 }
             }
             while let Some(frame) = self.stream.frame(next) {
-                if out.room[node.index()] < frame.bytes.len() {
+                let room = &mut out.room[node.index()];
+                if *room == 0 {
                     break;
                 }
-                out.room[node.index()] -= frame.bytes.len();
+                *room = room.saturating_sub(frame.bytes.len());
                 out.sends.push(crate::protocol::Send { to: node, frame: frame.bytes.clone(), after: RecordId(0) });
-                link.sent_seq = frame.last_seq;
+                (link.sent_seq, link.sent_commit) = (frame.last_seq, frame.commit_to);
                 next += 1;
             }
             (link.next_frame, link.held_since) = (Some(next), None);
+        }
+    }
+
+    /// A link that is so slow that its next frame is no longer kept goes on as after a reconnect, from what was put on it.
+    fn skip_slow_links(&mut self, out: &mut Outputs) {
+        for node in 0..self.links.len() {
+            let link = &self.links[node];
+            if link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
+                let behind_from = link.catch_up.map_or(0, |catch_up| catch_up.from_seq);
+                self.resume(NodeIndex(node as u8), link.sent_seq, link.sent_commit, behind_from, out);
+            }
         }
     }
 
@@ -299,7 +313,8 @@ impl WPaxos {
         let me = self.config.me.index();
         let peers = self.links.iter().enumerate().filter(|(node, _)| *node != me);
         let needed_after = peers.map(|(_, link)| link.acked).min().unwrap_or(u64::MAX);
-        self.stream.trim(needed_after, self.config.flow.stream_retain_bytes);
+        let unsent = self.links.iter().filter_map(|link| link.next_frame).min().unwrap_or(u64::MAX);
+        self.stream.trim(needed_after, unsent, self.config.flow.stream_retain_bytes);
     }
 }
 

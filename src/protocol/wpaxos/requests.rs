@@ -250,7 +250,7 @@ impl WPaxos {
         let waiting = self.requests.get_mut(key).expect("a request that is served waits");
         let (object, zone) = (waiting.object, waiting.zone);
         if is_round_read(waiting.is_write, waiting.read) {
-            self.enrol_read(key, object);
+            self.enrol_read(now, key, object);
         } else {
             waiting.stage = Stage::Proposed;
             waiting.maybe_done = true;
@@ -318,6 +318,9 @@ impl WPaxos {
         out: &mut Outputs,
     ) {
         let Some(waiting) = self.requests.remove(key) else { return };
+        // A refusal speaks for the last attempt only; an earlier one went elsewhere and may have been executed.
+        let again = waiting.is_write && Command::view(&waiting.command).is_retry();
+        let status = if again && status.is_refused() { Status::TimeoutMaybeDone } else { status };
         let ballot = Ballot { version: self.config.version, number: reply.ballot.get() };
         match waiting.origin {
             Origin::Client(to) => {
@@ -334,7 +337,7 @@ impl WPaxos {
                 });
             }
             Origin::Node(node, id) => {
-                let head = ForwardReplyHead { id: id.into(), ..*reply };
+                let head = ForwardReplyHead { id: id.into(), status: status as u8, ..*reply };
                 self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
             }
         }
@@ -390,13 +393,17 @@ impl WPaxos {
                 let status = if maybe { Status::TimeoutMaybeDone } else { Status::TimeoutNotDone };
                 self.counters.timeouts += 1;
                 self.answer(key, Answer::refusal(status), out);
-            } else {
+            } else if waiting.maybe_done {
                 self.reroute_as_retry(now, key);
+            } else {
+                self.route(now, key);
             }
         }
         self.scratch_keys = due;
     }
 
+    /// A slot in limbo may never be decided by itself: its entry may have reached nobody that the next owner asked. After
+    /// a while the request goes there as a retry: should the entry be chosen yet, then in its own, lower slot.
     fn needs_attention(&self, now: Micros, waiting: &Waiting) -> bool {
         if waiting.deadline <= now {
             return true;
@@ -408,18 +415,9 @@ impl WPaxos {
             }
             Stage::Limbo(since) => {
                 let patience = self.config.timers.suspect_down_us + 2 * self.config.timers.prepare_retry_us;
-                now.since(since) > patience && self.limbo_is_stuck(now, waiting.object)
+                now.since(since) > patience
             }
             _ => false,
-        }
-    }
-
-    /// Whether nobody alive is going to decide the slots of an object that this node no longer leads.
-    fn limbo_is_stuck(&self, now: Micros, object: ObjectIndex) -> bool {
-        match self.owner_of(object) {
-            Some(owner) if owner == self.config.me => self.objects[object].is_idle(),
-            Some(owner) => self.is_suspected(now, owner),
-            None => true,
         }
     }
 

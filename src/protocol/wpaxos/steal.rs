@@ -24,6 +24,8 @@ pub(super) struct Accesses {
     leads_since: Micros,
     /// When the object was last offered to somebody.
     offered_at: Option<Micros>,
+    /// Whom it is to be offered to once this owner has served a request.
+    due: Option<ZoneIndex>,
 }
 
 /// Distances between zones as a policy sees them, in microseconds.
@@ -74,6 +76,7 @@ impl Accesses {
             interval_began: now,
             leads_since: now,
             offered_at: None,
+            due: None,
         }
     }
 
@@ -154,7 +157,7 @@ fn zone_at(place: usize) -> ZoneIndex {
 }
 
 impl WPaxos {
-    /// Counts a request that this node serves as owner, and offers the object to the zone that the policy names.
+    /// Counts a request that this node serves as owner; the zone that the policy names is offered the object.
     pub(super) fn note_access(&mut self, now: Micros, object: ObjectIndex, zone: ZoneIndex) {
         let policy = self.config.steal;
         if policy == StealPolicy::None || self.objects[object].leading().is_none() {
@@ -174,11 +177,21 @@ impl WPaxos {
             return;
         }
         accesses.offered_at = Some(now);
-        self.offer(now, object, target);
+        accesses.due = Some(target);
+    }
+
+    /// This owner has served a request of the object: now it may go. Were it offered before, two zones could steal it from
+    /// each other for ever without serving anybody.
+    pub(super) fn make_due_offer(&mut self, now: Micros, object: ObjectIndex) {
+        let accesses = self.objects[object].rare.as_mut().and_then(|rare| rare.accesses.as_mut());
+        if let Some(target) = accesses.and_then(|accesses| accesses.due.take()) {
+            self.offer(now, object, target);
+        }
     }
 
     /// Asks a live node of the zone to take the object: within a zone the leading is spread by the key's token.
     fn offer(&mut self, now: Micros, object: ObjectIndex, zone: ZoneIndex) {
+        assert!(self.objects[object].leading().is_some(), "only the owner offers, and its accesses end with its lead");
         let token = self.objects.token(object);
         let members = self.config.zone_of.iter().enumerate().filter(|(_, of)| **of == zone);
         let live: Vec<NodeIndex> = members

@@ -37,6 +37,8 @@ pub(super) struct OwnFrame {
     pub(super) bytes: Bytes,
     /// The last number in this frame or before it.
     pub(super) last_seq: u64,
+    /// The watermark that it carries.
+    pub(super) commit_to: u64,
 }
 
 /// The open batch: entries that no frame holds yet.
@@ -102,6 +104,11 @@ impl OwnStream {
     /// The last number that a frame holds.
     pub(super) fn sealed_seq(&self) -> u64 {
         self.last_seq() - u64::from(self.open.entries)
+    }
+
+    /// Whether a sealed entry is not committed yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.sealed_seq() > self.committed
     }
 
     /// Bytes of commands above the watermark.
@@ -181,7 +188,7 @@ impl OwnStream {
         }
         let entries_bytes = buffer.len() - BATCH_START;
         let mut withdrawn = 0;
-        for seq in self.withdrawn.range(self.announced + 1..=self.committed) {
+        for seq in self.withdrawn_in(self.announced, self.committed) {
             buffer.extend_from_slice(&seq.to_le_bytes());
             withdrawn += 1;
         }
@@ -202,7 +209,8 @@ impl OwnStream {
         (self.announced, self.unannounced_since) = (self.committed, None);
         let bytes = buffer.freeze();
         self.retained_bytes += bytes.len();
-        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq: self.last_seq() });
+        let (last_seq, commit_to) = (self.last_seq(), self.committed);
+        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq, commit_to });
         Some(bytes)
     }
 
@@ -212,7 +220,7 @@ impl OwnStream {
         let mut buffer = BytesMut::with_capacity(BATCH_START);
         buffer.extend_from_slice(&[0; BATCH_START]);
         let mut withdrawn = 0;
-        for seq in self.withdrawn.range(from + 1..=to) {
+        for seq in self.withdrawn_in(from, to) {
             buffer.extend_from_slice(&seq.to_le_bytes());
             withdrawn += 1;
         }
@@ -229,6 +237,13 @@ impl OwnStream {
         buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
         wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
         buffer.freeze()
+    }
+
+    /// The withdrawn numbers in (from, to].
+    fn withdrawn_in(&self, from: u64, to: u64) -> impl Iterator<Item = &u64> {
+        assert!(from <= to, "a watermark does not go back");
+        // Half open, for `(from + 1)..=to` is a panic where they are equal.
+        self.withdrawn.range(from + 1..to + 1)
     }
 
     /// The sealed frame with this number, if it is kept and there is one.
@@ -280,12 +295,19 @@ impl OwnStream {
         self.withdrawn.insert(seq);
     }
 
-    /// Forgets frames that everybody has acked (`needed_after`: the lowest ack), and more where they exceed what is to be
-    /// retained; never above the watermark.
-    pub(super) fn trim(&mut self, needed_after: u64, retain_bytes: usize) {
+    /// Whether this frame was kept once and is not any more.
+    pub(super) fn is_trimmed(&self, number: u64) -> bool {
+        number < self.first_frame
+    }
+
+    /// Forgets frames that everybody has acked (`needed_after`: the lowest ack) and that were put on every link
+    /// (`unsent`: the first that was not), and more where they exceed what is to be retained. Never above the watermark
+    /// that is *announced*: the list of the withdrawn is needed until a frame holds it.
+    pub(super) fn trim(&mut self, needed_after: u64, unsent: u64, retain_bytes: usize) {
         while let Some(frame) = self.frames.front() {
-            let wanted = frame.last_seq > needed_after && self.retained_bytes <= retain_bytes;
-            if wanted || frame.last_seq > self.committed || self.frames.len() == 1 {
+            let wanted = frame.last_seq > needed_after || self.first_frame >= unsent;
+            let kept = wanted && self.retained_bytes <= retain_bytes;
+            if kept || frame.last_seq > self.announced || self.frames.len() == 1 {
                 break;
             }
             self.retained_bytes -= frame.bytes.len();
