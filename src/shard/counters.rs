@@ -27,8 +27,6 @@ pub(super) struct Counters {
     pub(super) link_blocked: u64,
     /// Times that a link came up.
     pub(super) links_up: u64,
-    /// Peers that this shard refused.
-    pub(super) peers_refused: u64,
     /// Receives on client connections.
     pub(super) client_receives: u64,
     /// Bytes received from clients.
@@ -75,7 +73,7 @@ impl Counters {
     }
 
     /// By name.
-    pub(super) fn named(&self) -> [(&'static str, u64); 26] {
+    pub(super) fn named(&self) -> [(&'static str, u64); 25] {
         [
             ("io_turns", self.turns),
             ("io_flushes", self.flushes),
@@ -88,7 +86,6 @@ impl Counters {
             ("io_link_frames_dropped", self.link_frames_dropped),
             ("io_link_blocked", self.link_blocked),
             ("io_links_up", self.links_up),
-            ("io_peers_refused", self.peers_refused),
             ("io_client_receives", self.client_receives),
             ("io_client_bytes_received", self.client_bytes_received),
             ("io_client_sends", self.client_sends),

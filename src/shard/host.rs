@@ -12,12 +12,17 @@ use std::{
     time::Duration,
 };
 
-use glommio::{BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place};
+use glommio::{
+    BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place, timer::Timer,
+};
 
 use crate::{failure::Failure, tuning::Placement};
 
-/// With less, 0.9.0 of the runtime may go to sleep with work to do.
-const PREEMPT_TIMER: Duration = Duration::from_millis(100);
+/// Version 0.9.0 of the runtime goes to sleep with work to do if this time passes between two steps of its loop, because
+/// the machine ran something else. Nothing here needs a shorter one: no task goes on for long without waiting.
+const PREEMPT_TIMER: Duration = Duration::from_secs(1);
+/// Should it happen all the same, this timer, which shares nothing with the ticks of the shards, ends the sleep.
+const WATCHDOG: Duration = Duration::from_millis(100);
 
 /// What a shard does in its thread, made there.
 type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
@@ -45,6 +50,11 @@ impl Host {
             .preempt_timer(PREEMPT_TIMER)
             .spawn(move || async move {
                 let _ = tell.send(());
+                let watchdog = glommio::spawn_local(async {
+                    loop {
+                        Timer::new(WATCHDOG).await;
+                    }
+                });
                 let mut running = Vec::new();
                 while let Ok(job) = incoming.recv().await {
                     running.push(glommio::spawn_local(job()));
@@ -52,6 +62,7 @@ impl Host {
                 for shard in running {
                     shard.await;
                 }
+                watchdog.cancel().await;
             })
             .map_err(|error| runtime_failure(&name, error))?;
         let host = Self { jobs, thread: Mutex::new(Some(thread)), name };

@@ -2,7 +2,7 @@
 
 use std::{io, rc::Rc, time::Duration};
 
-use futures_lite::{AsyncReadExt, future::yield_now};
+use futures_lite::AsyncReadExt;
 use glommio::{
     net::{TcpListener, TcpStream},
     timer::Timer,
@@ -135,15 +135,22 @@ async fn serve<P: Protocol>(shard: &Shard<P>, stream: TcpStream) {
     shard.end(&stream, &ended);
 }
 
+/// Gives the reactor a turn. To yield would not do: a task that wakes itself keeps the reactor waiting.
+async fn let_others_read() {
+    Timer::new(Duration::from_micros(1)).await;
+}
+
 /// Nothing: a session that goes on until it ends.
 type Never = std::convert::Infallible;
 
 async fn serve_peer<P: Protocol>(shard: &Shard<P>, stream: &mut Stream, frame: &Frame) -> Session<Never> {
-    let peer = shard.admit(&PeerHello::read(frame)?)?;
+    let said = PeerHello::read(frame)?;
+    let peer = hello::check(&shard.hello, &shard.node.cluster, &said)?;
     if peer < shard.node.index {
         let reason = format!("{} is dialled by {}, not the other way round", shard.cluster_id(peer), shard.id());
         return Err(Refusal::new(Code::Member, reason).into());
     }
+    shard.node.incarnations.check(peer, &said)?;
     stream.connection.send_now(&shard.hello.frame(Kind::PeerWelcome))?;
     run_link(shard, stream, peer).await
 }
@@ -203,11 +210,12 @@ async fn greet<P: Protocol>(shard: &Shard<P>, stream: &mut Stream, peer: NodeInd
         kind => return Err(Refusal::malformed(format!("the answer to a hello is not a {kind:?}")).into()),
     }
     let said = PeerHello::read(&frame)?;
-    let answers = shard.admit(&said)?;
+    let answers = hello::check(&shard.hello, &shard.node.cluster, &said)?;
     if answers != peer {
         let reason = format!("{} was dialled, {} answers", shard.cluster_id(peer), said.node);
         return Err(Refusal::new(Code::Member, reason).into());
     }
+    shard.node.incarnations.check(peer, &said)?;
     run_link(shard, stream, peer).await
 }
 
@@ -235,7 +243,7 @@ async fn read_link<P: Protocol>(shard: &Shard<P>, stream: &mut Stream, peer: Nod
         full_reads = if full { full_reads + 1 } else { 0 };
         if full_reads >= FULL_READS_MAX {
             full_reads = 0;
-            yield_now().await;
+            let_others_read().await;
         }
         (bytes, full) = stream.read().await?;
     }
@@ -263,20 +271,13 @@ async fn read_client<P: Protocol>(shard: &Shard<P>, stream: &mut Stream, client:
         full_reads = if full { full_reads + 1 } else { 0 };
         if full_reads >= FULL_READS_MAX {
             full_reads = 0;
-            yield_now().await;
+            let_others_read().await;
         }
         (bytes, full) = stream.read().await?;
     }
 }
 
 impl<P: Protocol> Shard<P> {
-    /// Checks a peer's words and remembers who it is.
-    fn admit(&self, said: &PeerHello) -> Result<NodeIndex, Refusal> {
-        let peer = hello::check(&self.hello, &self.node.cluster, said)?;
-        self.node.incarnations.check(peer, said)?;
-        Ok(peer)
-    }
-
     /// Checks a client's words: the zone that it is in.
     fn admit_client(&self, hello: &ClientHello) -> Result<ZoneIndex, Refusal> {
         let cluster = &self.node.cluster;
