@@ -55,7 +55,7 @@ impl WPaxos {
             }
             let object = self.object_of(command.key());
             let origin = Origin::Node(from, head.id.get());
-            if self.is_overloaded() || self.stopping {
+            if self.is_overloaded() || !self.is_admitted() || self.stopping {
                 self.counters.overloaded += 1;
                 self.send_answer(origin, Some(object), Answer::refusal(Status::Overloaded), out);
             } else if self.is_elsewhere(now, object) {

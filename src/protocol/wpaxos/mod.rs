@@ -148,6 +148,8 @@ pub struct WPaxos {
     random: Random,
     counters: Counters,
     stopping: bool,
+    /// Peers that have ever let this incarnation in.
+    met: NodeSet,
 
     /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
     eager: NodeSet,
@@ -194,6 +196,7 @@ impl WPaxos {
             random: Random(config.seed),
             counters: Counters::default(),
             stopping: false,
+            met: NodeSet::EMPTY,
             eager: NodeSet::EMPTY,
             all_eager: true,
             progress_at: now,
@@ -329,6 +332,7 @@ impl Protocol for WPaxos {
     fn on_link_up(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
         assert!(peer != self.config.me, "a node has no link to itself");
         self.links[peer.index()].come_up(now);
+        self.met.insert(peer);
         self.inbound[peer.index()].ack_due = false;
         self.send_standing(peer, Kind::Resume, out);
         self.choose_eager(now);

@@ -162,7 +162,7 @@ impl WPaxos {
     /// A request of a client of this node.
     pub(super) fn accept_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs) {
         let origin = Origin::Client(request.reply_to);
-        if self.is_overloaded() || self.stopping {
+        if self.is_overloaded() || !self.is_admitted() || self.stopping {
             let status = if self.stopping { Status::ShuttingDown } else { Status::Overloaded };
             self.counters.overloaded += 1;
             let object = self.objects.find(request.command.key());
@@ -171,6 +171,12 @@ impl WPaxos {
         }
         let (zone, read) = (request.zone, request.read);
         self.admit(now, origin, zone, read, request.command, request.frame);
+    }
+
+    /// Whether a majority of the members, this node among them, has let this incarnation in. Before that it serves nobody:
+    /// a replica whose memory was lost is refused by those that knew it, and must not answer from nothing meanwhile.
+    pub(super) fn is_admitted(&self) -> bool {
+        2 * (self.met.len() + 1) > self.config.nodes.len()
     }
 
     pub(super) fn is_overloaded(&self) -> bool {

@@ -36,6 +36,8 @@ impl Bench {
         let address = "127.0.0.1:1".parse().unwrap();
         let mut cluster = Cluster::local("bench", sizes.iter().map(|size| vec![vec![address]; *size]).collect());
         let mut tuning = Tuning::default();
+        // Exact outputs need exact times: nothing is held for company, and learners wait as long as commits do.
+        (tuning.batch.linger_us, tuning.batch.learner_delay_us) = (0, 1000);
         cluster.quorum = QuorumSpec::Majority;
         cluster.steal = StealPolicy::None;
         change(&mut cluster, &mut tuning);
