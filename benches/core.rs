@@ -25,11 +25,15 @@ fn committed_writes(c: &mut Criterion) {
                 next += batch;
                 puts(next, batch, keys)
             };
-            b.iter_batched(prepare, |commands| {
-                cluster.submit(0, &commands);
-                cluster.run();
-                commands
-            }, BatchSize::LargeInput);
+            b.iter_batched(
+                prepare,
+                |commands| {
+                    cluster.submit(0, &commands);
+                    cluster.run();
+                    commands
+                },
+                BatchSize::LargeInput,
+            );
         });
     }
     group.finish();

@@ -27,9 +27,8 @@ impl Loopback {
         let address = "127.0.0.1:1".parse().expect("an address");
         let cluster = Cluster::local("bench", vec![vec![vec![address]; nodes]; zones]);
         let count = cluster.nodes.len();
-        let config = |node| {
-            Config::new(&cluster, &Tuning::default(), NodeIndex(node as u8), 0, 1).expect("quorums meet")
-        };
+        let config =
+            |node| Config::new(&cluster, &Tuning::default(), NodeIndex(node as u8), 0, 1).expect("quorums meet");
         let mut cluster = Self {
             nodes: (0..count).map(|node| WPaxos::new(config(node), Micros(1))).collect(),
             outputs: (0..count).map(|_| Outputs::new(count)).collect(),
