@@ -19,12 +19,14 @@
 //! | [`server`], [`local`] | one replica; a whole cluster in one process |
 //! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
+//! | [`cmd`] | `wpaxos cmd`: one-off commands |
 //!
 //! Imports go down only: `shard` and `client` → `config`, `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
 //! `topology`. Nothing below `protocol` knows a socket, a file, a thread, a clock or a random source.
 
 pub mod api;
 pub mod client;
+pub mod cmd;
 pub mod command;
 pub mod config;
 pub mod failure;

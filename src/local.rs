@@ -9,7 +9,7 @@ use std::{
 use crate::{
     failure::{Failure, StartError},
     protocol::Protocol,
-    server::{Server, ServerHandle, ServerOptions},
+    server::{Server, ServerHandle, ServerOptions, Threads},
     shard::ShardContext,
     topology::{Cluster, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
@@ -41,6 +41,8 @@ pub struct LocalOptions {
     pub steal: StealPolicy,
     /// Distances to emulate.
     pub wan: Option<WanMatrix>,
+    /// Threads that all shards of all nodes share; as many as there are cores, or shards if they are fewer, if `None`.
+    pub threads: Option<usize>,
     /// The first of consecutive ports; free ones are looked for if `None`.
     pub base_port: Option<u16>,
     /// Set from outside to stop all nodes.
@@ -60,6 +62,7 @@ impl Default for LocalOptions {
             initial_owner: InitialOwner::default(),
             steal: StealPolicy::default(),
             wan: None,
+            threads: None,
             base_port: None,
             stop: Arc::default(),
         }
@@ -156,10 +159,13 @@ impl LocalCluster {
         };
         let cluster = Arc::new(options.cluster(&ports));
         let tuning = Arc::new(options.tuning.clone());
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = options.threads.unwrap_or(cores).clamp(1, options.sockets());
+        let threads = Threads::start(&options.name, count, &tuning)?;
         let mut local = Self { cluster: Arc::clone(&cluster), servers: Vec::new() };
         for member in &cluster.nodes {
             let mut server = ServerOptions::new(Arc::clone(&cluster), member.id, Arc::clone(&tuning));
-            server.executors_before = local.servers.len() * usize::from(options.shards);
+            server.threads = Some(threads.clone());
             server.stop = Arc::clone(&options.stop);
             local.servers.push(start(server)?);
         }

@@ -1,10 +1,11 @@
 //! The `wpaxos` binary: see `wpaxos --help`.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 use wpaxos::{
+    cmd::{self, CmdArgs},
     config::ConfigError,
     failure::Failure,
     local::{LocalCluster, LocalOptions},
@@ -42,6 +43,9 @@ enum Command {
     /// Run a whole cluster in this process, on loopback, for trying out.
     #[command(after_help = EXIT_CODES)]
     Local(LocalArgs),
+    /// Get, put, delete, compare and swap, counters: one-off commands, or a prompt.
+    #[command(after_help = cmd::EXIT_CODES)]
+    Cmd(CmdArgs),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -149,6 +153,7 @@ fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Server(args) => server(args),
         Command::Local(args) => local(args),
+        Command::Cmd(args) => return one_off(args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -157,6 +162,13 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code() as u8)
         }
     }
+}
+
+fn one_off(args: CmdArgs) -> ExitCode {
+    cmd::run(args).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        error.exit_code()
+    })
 }
 
 fn start_log(level: LogLevel) {
@@ -168,7 +180,9 @@ fn start_log(level: LogLevel) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(colours);
+    log.with_writer(std::io::stderr).init();
 }
 
 fn server(args: ServerArgs) -> Result<(), Failure> {
@@ -226,7 +240,7 @@ fn print_local(local: &LocalCluster) {
     println!("try, in another terminal:");
     println!("  wpaxos cmd --seed {seed} put greeting hello");
     println!("  wpaxos cmd --seed {seed} get greeting");
-    println!("  wpaxos-load run --seed {seed}");
+    println!("  wpaxos-load run --seed-address {seed}");
     println!("Ctrl-C stops it");
 }
 

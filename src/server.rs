@@ -5,7 +5,10 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use crate::{
         wpaxos::{Config, WPaxos},
     },
     quorum::Quorums,
-    shard::{Executor, Node, ShardContext, spawn},
+    shard::{Executor, Host, Node, ShardContext, spawn},
     topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
     tuning::Tuning,
 };
@@ -30,8 +33,8 @@ pub struct ServerOptions {
     pub node: NodeId,
     /// Its knobs.
     pub tuning: Arc<Tuning>,
-    /// Shard executors that this process runs already; their cores come first in [`crate::tuning::Placement::cores`].
-    pub executors_before: usize,
+    /// Where its shards run; threads of its own if `None`.
+    pub threads: Option<Threads>,
     /// Set from outside to stop it, by a signal for example.
     pub stop: Arc<AtomicBool>,
     /// What reports must say of it, beyond what it knows itself.
@@ -41,7 +44,44 @@ pub struct ServerOptions {
 impl ServerOptions {
     /// A replica that is alone in its process.
     pub fn new(cluster: Arc<Cluster>, node: NodeId, tuning: Arc<Tuning>) -> Self {
-        Self { cluster, node, tuning, executors_before: 0, stop: Arc::default(), facts: BTreeMap::new() }
+        Self { cluster, node, tuning, threads: None, stop: Arc::default(), facts: BTreeMap::new() }
+    }
+}
+
+/// Threads with an executor each, for the shards of several replicas of one process.
+#[derive(Clone, Debug)]
+pub struct Threads {
+    hosts: Vec<Arc<Host>>,
+    cores: Option<Vec<usize>>,
+    /// How many shards have a thread.
+    placed: Arc<AtomicUsize>,
+}
+
+impl Threads {
+    /// Starts `count` of them, pinned where the tuning names enough cores that exist.
+    ///
+    /// # Errors
+    /// If the environment does not allow an executor.
+    pub fn start(name: &str, count: usize, tuning: &Tuning) -> Result<Self, StartError> {
+        let _starting = Starting::begin();
+        let cores = cores_for(tuning, count);
+        let host = |number: usize| {
+            let core = cores.as_ref().map(|cores| cores[number]);
+            Host::start(format!("{name}/{number}"), core, &tuning.placement).map(Arc::new)
+        };
+        let hosts = (0..count).map(host).collect::<Result<_, _>>()?;
+        Ok(Self { hosts, cores, placed: Arc::default() })
+    }
+
+    /// The thread for the next shard: they are filled in a row.
+    fn next(&self) -> Arc<Host> {
+        let place = self.placed.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(&self.hosts[place % self.hosts.len()])
+    }
+
+    fn describe(&self) -> String {
+        let pinning = self.cores.as_ref().map_or_else(|| "unpinned".to_owned(), |cores| format!("cores {cores:?}"));
+        format!("{} threads, {pinning}", self.hosts.len())
     }
 }
 
@@ -67,15 +107,15 @@ impl Server {
         P: Protocol + 'static,
         F: Fn(ShardContext) -> P + Send + Clone + 'static,
     {
-        let ServerOptions { cluster, node: id, tuning, executors_before, stop, facts } = options;
+        let ServerOptions { cluster, node: id, tuning, threads, stop, facts } = options;
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
         let addresses = cluster.member(index).shards.clone();
         for address in &addresses {
             check_free(*address)?;
         }
-        let cores = cores_for(&tuning, executors_before, addresses.len());
-        let mut all_facts = facts_of(&cluster, index, &tuning, cores.as_deref());
+        let threads = threads.map_or_else(|| Threads::start(&id.to_string(), addresses.len(), &tuning), Ok)?;
+        let mut all_facts = facts_of(&cluster, index, &tuning, &threads);
         all_facts.insert("quorum".to_owned(), quorums.describe());
         all_facts.extend(facts);
         tracing::info!(
@@ -91,8 +131,7 @@ impl Server {
         let node = Arc::new(Node::new(cluster, tuning, index, random_incarnation(id), all_facts, stop));
         let mut handle = ServerHandle { node: Arc::clone(&node), executors: Vec::with_capacity(addresses.len()) };
         for shard in 0..addresses.len() {
-            let core = cores.as_ref().map(|cores| cores[shard]);
-            handle.executors.push(spawn(Arc::clone(&node), ShardId(shard as u16), core, make.clone())?);
+            handle.executors.push(spawn(Arc::clone(&node), ShardId(shard as u16), threads.next(), make.clone()));
         }
         handle.wait_started()?;
         Ok(handle)
@@ -161,14 +200,8 @@ impl ServerHandle {
     }
 
     fn join(&mut self) -> Result<(), Failure> {
-        let mut result = Ok(());
-        for executor in self.executors.drain(..) {
-            let ended = executor.join();
-            if result.is_ok() {
-                result = ended;
-            }
-        }
-        self.node.take_failure().map_or(result, Err)
+        self.executors.drain(..).for_each(Executor::join);
+        self.node.take_failure().map_or(Ok(()), Err)
     }
 }
 
@@ -183,10 +216,33 @@ impl Drop for ServerHandle {
     }
 }
 
+/// How often threads are being started now.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// Where io_uring is not to be had, the runtime panics: as long as threads are being started, that is for
+/// [`Threads::start`] to report.
+struct Starting;
+
+impl Starting {
+    fn begin() -> Self {
+        STARTING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        STARTING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Ends the process when any of its threads panics: a replica goes down as a whole, never one core alone.
 pub fn exit_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if STARTING.load(Ordering::SeqCst) > 0 {
+            return;
+        }
         report(info);
         eprintln!("wpaxos: a bug ends this replica (exit code {})", crate::failure::EXIT_BUG);
         std::process::exit(crate::failure::EXIT_BUG);
@@ -231,18 +287,14 @@ fn check_free(address: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-/// The cores of this node's shards, if the tuning names enough of them and they exist.
-fn cores_for(tuning: &Tuning, before: usize, shards: usize) -> Option<Vec<usize>> {
+/// The cores of so many threads, if the tuning names enough of them and they exist.
+fn cores_for(tuning: &Tuning, threads: usize) -> Option<Vec<usize>> {
     let named = &tuning.placement.cores;
     if named.is_empty() {
         return None;
     }
-    let Some(cores) = named.get(before..before + shards) else {
-        tracing::warn!(
-            named = named.len(),
-            needed = before + shards,
-            "not pinned: placement.cores names too few cores"
-        );
+    let Some(cores) = named.get(..threads) else {
+        tracing::warn!(named = named.len(), needed = threads, "not pinned: placement.cores names too few cores");
         return None;
     };
     let exist: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
@@ -253,12 +305,11 @@ fn cores_for(tuning: &Tuning, before: usize, shards: usize) -> Option<Vec<usize>
     Some(cores.to_vec())
 }
 
-fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, cores: Option<&[usize]>) -> BTreeMap<String, String> {
+fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, threads: &Threads) -> BTreeMap<String, String> {
     let steal = match cluster.steal {
         StealPolicy::None => "none".to_owned(),
         policy => format!("{policy:?}"),
     };
-    let pinning = cores.map_or_else(|| "unpinned".to_owned(), |cores| format!("cores {cores:?}"));
     BTreeMap::from(
         [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -271,7 +322,7 @@ fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, cores: Option<
             ("wan", if cluster.wan.is_some() { "emulated" } else { "none" }.to_owned()),
             ("durability", "none".to_owned()),
             ("tuning", tuning.name.clone()),
-            ("pinning", pinning),
+            ("pinning", threads.describe()),
         ]
         .map(|(name, fact)| (name.to_owned(), fact)),
     )

@@ -61,10 +61,10 @@ pub struct Batch {
 impl Default for Batch {
     fn default() -> Self {
         Self {
-            linger_us: 0,
+            linger_us: 1000,
             entries_max: 1024,
             bytes_max: 262_144,
-            learner_delay_us: 1000,
+            learner_delay_us: 10_000,
             learner_bytes: 131_072,
             commit_delay_us: 1000,
         }

@@ -233,6 +233,9 @@ fn clients_that_do_not_fit_and_hostile_bytes_are_refused_and_the_shard_lives_on(
     raw.send(Kind::Request, &[]);
     assert!(raw.refused().reason.contains("begins with a hello"));
 
+    let mut silent = Raw::connect(address);
+    assert!(silent.receive().is_none(), "who says no hello is closed after a while");
+
     let mut client = Raw::client(address, Some(1));
     client.request(&[(b"k", Action::Put(b"v")), (b"n", Action::Noop)]);
     let replies = client.replies(2);
@@ -413,5 +416,26 @@ fn distance_is_emulated_on_links_and_to_clients() {
     assert!((40..70).contains(&far_read), "{far_read} ms");
     let far_write = timed(2, Action::Put(b"v"));
     assert!((80..120).contains(&far_write), "{far_write} ms");
+    local.stop().unwrap();
+}
+
+#[test]
+fn a_cluster_of_wpaxos_replicas_serves_from_every_zone() {
+    let options = LocalOptions { name: "test".into(), zones: 3, shards: 1, ..LocalOptions::default() };
+    let local = LocalCluster::start(options).unwrap();
+    let keys: Vec<Vec<u8>> = (0..300).map(|n| format!("key-{n}").into_bytes()).collect();
+    let mut first = Raw::client(local.seeds()[0], None);
+    let puts: Vec<_> = keys.iter().map(|key| (&key[..], Action::Put(key))).collect();
+    first.request(&puts);
+    assert!(first.replies(keys.len()).values().all(|(status, _)| *status == Status::Ok));
+    for seed in &local.seeds()[1..] {
+        let mut other = Raw::client(*seed, None);
+        let gets: Vec<_> = keys.iter().map(|key| (&key[..], Action::Get)).collect();
+        let ids = other.request(&gets);
+        let replies = other.replies(keys.len());
+        for (key, id) in keys.iter().zip(ids) {
+            assert_eq!(replies[&id], (Status::Ok, key.clone()));
+        }
+    }
     local.stop().unwrap();
 }

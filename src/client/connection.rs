@@ -16,6 +16,8 @@ use crate::{
 
 /// A frame is ended and the next begun once its body has this many bytes: what one turn of a shard is glad to take.
 const FRAME_BODY_BYTES: usize = 64 << 10;
+/// With so much to write, nothing waits for company.
+const HELD_BYTES_MAX: usize = 16 << 10;
 const RECEIVE_BYTES_MIN: usize = 64 << 10;
 /// A receive buffer grows to this for throughput, and beyond only for a frame that needs it.
 const RECEIVE_BYTES_USUAL: usize = 1 << 20;
@@ -64,6 +66,10 @@ pub(super) struct Connection {
     pub(super) queued: Vec<u64>,
     /// Whether it is in the list of those that have something to write.
     pub(super) dirty: bool,
+    /// Since when.
+    pub(super) dirty_since: Micros,
+    /// Whether no answer has come since requests were last written.
+    pub(super) awaits: bool,
     /// What `address` resolved to.
     resolved: Option<SocketAddr>,
     out: BytesMut,
@@ -117,6 +123,8 @@ impl Connection {
             avoid_until: Micros(0),
             queued: Vec::new(),
             dirty: false,
+            dirty_since: Micros(0),
+            awaits: false,
             resolved: None,
             out: BytesMut::new(),
             written: 0,
@@ -208,6 +216,7 @@ impl Connection {
         self.before += self.out.len() as u64;
         self.epoch += 1;
         self.silent_since = None;
+        self.awaits = false;
         self.avoid_until = Micros(0);
         self.out = BytesMut::new();
         self.written = 0;
@@ -233,6 +242,13 @@ impl Connection {
         position
     }
 
+    /// Until when what was handed over may wait for more: while an answer is on its way, since several requests in one frame
+    /// cost hardly more than one. Large frames do not wait.
+    pub(super) fn holds_until(&self, linger_us: u64) -> Option<Micros> {
+        let small = self.out.len() - self.written < HELD_BYTES_MAX;
+        (self.is_ready() && self.awaits && small).then(|| self.dirty_since.plus(linger_us))
+    }
+
     fn finish_frame(&mut self) {
         if let Some(start) = self.building.take() {
             wire::finish(&mut self.out, start, Kind::Request, self.shard, 0);
@@ -248,6 +264,7 @@ impl Connection {
         self.finish_frame();
         let mut done = Written { frames: std::mem::take(&mut self.frames), ..Written::default() };
         let Stage::Ready(stream) = &mut self.stage else { return Ok(done) };
+        self.awaits |= self.written < self.out.len();
         while self.written < self.out.len() {
             done.calls += 1;
             match stream.write(&self.out[self.written..]) {

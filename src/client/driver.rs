@@ -113,10 +113,20 @@ impl Client {
         }
     }
 
-    /// Writes on every connection that has something to write.
+    /// Writes on every connection that has something to write, but lets requests wait for company where an answer is on
+    /// its way ([`super::Options::linger`]): one system call carries them all then.
     pub(super) fn write_dirty(&mut self) {
-        while let Some(index) = self.dirty.pop() {
+        let linger_us = micros_of(self.options.linger);
+        self.held_until = Micros(u64::MAX);
+        let mut place = 0;
+        while let Some(&index) = self.dirty.get(place) {
             let connection = &mut self.connections[index];
+            if let Some(until) = connection.holds_until(linger_us).filter(|until| *until > self.now) {
+                self.held_until = self.held_until.min(until);
+                place += 1;
+                continue;
+            }
+            self.dirty.swap_remove(place);
             connection.dirty = false;
             match connection.write() {
                 Ok(written) => {
@@ -131,6 +141,7 @@ impl Client {
 
     pub(super) fn mark_dirty(&mut self, index: usize) {
         if !mem::replace(&mut self.connections[index].dirty, true) {
+            self.connections[index].dirty_since = self.now;
             self.dirty.push(index);
         }
     }
@@ -142,7 +153,7 @@ impl Client {
         on: &mut dyn FnMut(Completion<'_>),
     ) -> Result<(), ClientError> {
         let first_us = self.first_attempt_us();
-        let timer = self.requests.next_due(first_us).unwrap_or(until).min(self.connections_due);
+        let timer = self.requests.next_due(first_us).unwrap_or(until).min(self.connections_due).min(self.held_until);
         let wait = Duration::from_micros(until.min(timer).since(self.now)).min(WAIT_MAX);
         match self.poll.poll(&mut self.events, Some(wait)) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -273,6 +284,7 @@ impl Client {
     fn on_replies(&mut self, index: usize, body: &[u8], on: &mut dyn FnMut(Completion<'_>)) -> Result<(), String> {
         let connection = &mut self.connections[index];
         connection.failures = 0;
+        connection.awaits = false;
         let link = Link { connection: index, epoch: connection.epoch };
         for reply in native::replies(body) {
             let reply = reply.map_err(|error| error.to_string())?;

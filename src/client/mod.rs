@@ -87,6 +87,9 @@ pub struct Options {
     pub follow_hints: Hints,
     /// How Gets are to be answered. Default [`ReadMode::Confirm`].
     pub read: ReadMode,
+    /// How long requests may wait for company while an answer is on its way on their connection; 0 writes them at the next
+    /// flush. Nothing waits on a quiet connection. Default 200 µs.
+    pub linger: Duration,
     /// The most requests in flight; `submit` refuses more. Default 65,536.
     pub in_flight_max: usize,
     /// The most bytes of commands in flight; `submit` refuses more. Default 256 MiB.
@@ -129,6 +132,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(5),
             follow_hints: Hints::Any,
             read: ReadMode::Confirm,
+            linger: Duration::from_micros(200),
             in_flight_max: 1 << 16,
             in_flight_bytes_max: 256 << 20,
         }
@@ -337,6 +341,8 @@ pub struct Client {
     events: mio::Events,
     started: Instant,
     now: Micros,
+    /// Until when requests that wait for company may wait.
+    held_until: Micros,
     /// No connection needs attention before this.
     connections_due: Micros,
     /// State of a small generator, for jitter only.
@@ -370,6 +376,7 @@ impl Client {
             events: mio::Events::with_capacity(256),
             started: Instant::now(),
             now: Micros(0),
+            held_until: Micros(u64::MAX),
             connections_due: Micros(u64::MAX),
             random: random_nonzero(),
             counters: Counters::default(),
@@ -485,6 +492,14 @@ impl Client {
     }
 }
 
+/// Readable when [`Client::poll`] has something to receive: for a thread that waits for several clients at once. It must
+/// still poll each of them now and then, because a client has timers.
+impl std::os::fd::AsFd for Client {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.poll.registry().as_fd()
+    }
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut client = f.debug_struct("Client");
@@ -519,4 +534,4 @@ fn op_of(action: &Action<'_>) -> Op {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

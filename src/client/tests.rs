@@ -6,7 +6,7 @@ use super::*;
 use crate::command::Expect;
 use fake::{Act, CLUSTER, Fake, Mode, Seen, done};
 
-mod fake;
+pub(crate) mod fake;
 
 /// Long enough for a loaded machine to answer within, short enough for tests that wait for it to pass.
 const SHORT: Duration = Duration::from_millis(100);

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A connection says hello within this time.
-const HELLO_TIMEOUT_US: u64 = 5_000_000;
+const HELLO_TIMEOUT_US: u64 = 3_000_000;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
 const VALUE_BYTES_MAX: usize = 1 << 20;
 
@@ -337,6 +337,9 @@ impl<P: Protocol> Core<P> {
         let reply_to = ReplyTo(self.waiting.insert(Waiting::Shard { from, token }).to_token());
         let command = Command::view(frame);
         self.protocol.on_request(now, Request { reply_to, zone, read, command, frame }, &mut self.out);
+        if self.out.value_bytes.len() >= VALUE_BYTES_MAX {
+            self.route_replies();
+        }
     }
 
     // ---- turns ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-//! Starting a shard's executor, running it, and stopping it.
+//! Starting a shard, running it, and stopping it.
 
 use std::{
     future::{Future, poll_fn},
@@ -10,27 +10,26 @@ use std::{
     time::Duration,
 };
 
-use glommio::{
-    ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, Task, net::TcpListener, timer::Timer,
-};
+use glommio::{GlommioError, Task, net::TcpListener, timer::Timer};
 
-use super::{Node, Shard, ShardContext, core::Next, sessions};
+use super::{Host, Node, Shard, ShardContext, core::Next, sessions};
 use crate::{
     failure::Failure,
     protocol::{Micros, Protocol},
     topology::{NodeIndex, ShardId},
 };
 
-/// With less, 0.9.0 of the runtime may go to sleep with work to do.
-const PREEMPT_TIMER: Duration = Duration::from_millis(100);
 /// How long the readers of a stopping shard have to find the end of their streams.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// A shard's thread.
+/// A shard that runs in a host's thread.
+#[derive(Debug)]
 pub(crate) struct Executor {
-    handle: ExecutorJoinHandle<()>,
     started: mpsc::Receiver<Result<(), Failure>>,
+    ended: mpsc::Receiver<()>,
     shard: ShardId,
+    /// Keeps the thread.
+    _host: Arc<Host>,
 }
 
 impl Executor {
@@ -41,47 +40,31 @@ impl Executor {
     pub(crate) fn wait_started(self) -> Result<Self, Failure> {
         match self.started.recv() {
             Ok(Ok(())) => Ok(self),
-            Ok(Err(failure)) => {
-                let _ = self.handle.join();
-                Err(failure)
-            }
-            // The executor could not be made: only its thread knows why.
-            Err(mpsc::RecvError) => Err(match self.handle.join() {
-                Ok(()) => Failure::Bug(format!("shard {} ended before it began", self.shard.0)),
-                Err(error) => failure_of(self.shard, &error),
-            }),
+            Ok(Err(failure)) => Err(failure),
+            Err(mpsc::RecvError) => Err(Failure::Bug(format!("shard {} ended before it began", self.shard.0))),
         }
     }
 
-    /// Waits until the shard has stopped.
-    ///
-    /// # Errors
-    /// If it ended otherwise.
-    pub(crate) fn join(self) -> Result<(), Failure> {
-        let shard = self.shard;
-        self.handle.join().map_err(|error| failure_of(shard, &error))
+    /// Waits until the shard has stopped. Why, its node knows.
+    pub(crate) fn join(self) {
+        // The other end is never used: it goes when the shard does.
+        let _ = self.ended.recv();
     }
 }
 
-/// Starts a shard in a thread of its own, on `core` if there is one. `make` runs in that thread.
-///
-/// # Errors
-/// If there is no thread for it. What goes wrong later is told by [`Executor::wait_started`].
-pub(crate) fn spawn<P, F>(node: Arc<Node>, shard: ShardId, core: Option<usize>, make: F) -> Result<Executor, Failure>
+/// Starts a shard in a host's thread. `make` runs there. What goes wrong is told by [`Executor::wait_started`].
+pub(crate) fn spawn<P, F>(node: Arc<Node>, shard: ShardId, host: Arc<Host>, make: F) -> Executor
 where
     P: Protocol + 'static,
     F: FnOnce(ShardContext) -> P + Send + 'static,
 {
-    let placement = &node.tuning.placement;
     let (tell, started) = mpsc::channel();
-    let handle = LocalExecutorBuilder::new(core.map_or(Placement::Unbound, Placement::Fixed))
-        .name(&format!("{}/{}", node.member().id, shard.0))
-        .ring_depth(placement.ring_depth.max(1))
-        .io_memory(placement.io_memory_bytes)
-        .preempt_timer(PREEMPT_TIMER)
-        .spawn(move || run(node, shard, make, tell))
-        .map_err(|error| failure_of(shard, &error))?;
-    Ok(Executor { handle, started, shard })
+    let (running, ended) = mpsc::channel();
+    host.run(move || async move {
+        run(node, shard, make, tell).await;
+        drop(running);
+    });
+    Executor { started, ended, shard, _host: host }
 }
 
 /// Stops the whole node if this shard goes down with a bug.
@@ -140,8 +123,12 @@ async fn stop<P: Protocol>(shard: &Rc<Shard<P>>, tasks: Vec<Task<()>>) {
         task.cancel().await;
     }
     let started = std::time::Instant::now();
-    while shard.serving.get() > 0 && started.elapsed() < CLOSE_PATIENCE {
+    loop {
+        // At least once: a wake-up by another shard may be under way, and is taken in by a turn of the reactor.
         Timer::new(Duration::from_millis(1)).await;
+        if shard.serving.get() == 0 || started.elapsed() >= CLOSE_PATIENCE {
+            break;
+        }
     }
     tracing::debug!(node = %shard.id(), shard = shard.shard.0, "stopped");
 }
@@ -196,23 +183,5 @@ fn bind_failure(address: SocketAddr, error: &GlommioError<()>) -> Failure {
     match error {
         GlommioError::IoError(error) => Failure::of_address(address, error),
         other => Failure::Environment(format!("cannot listen on {address}: {other}")),
-    }
-}
-
-fn failure_of(shard: ShardId, error: &GlommioError<()>) -> Failure {
-    use glommio::{BuilderErrorKind, ReactorErrorKind};
-    let shard = shard.0;
-    match error {
-        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(_)) => {
-            Failure::Bug(format!("the thread of shard {shard} has panicked"))
-        }
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) => Failure::Environment(format!(
-            "shard {shard}: the limit of locked memory is {limit} bytes, at least {needed} are needed; raise it \
-             (`ulimit -l`, `LimitMEMLOCK=`)"
-        )),
-        other => Failure::Environment(format!(
-            "shard {shard}: no io_uring executor: {other}; it needs Linux 5.8, io_uring allowed (containers often \
-             forbid it) and enough locked memory (`ulimit -l`) for its rings"
-        )),
     }
 }

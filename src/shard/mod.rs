@@ -11,8 +11,8 @@
 //! reactor wake their readers before the first of these runs. So the turn task, woken by the first reader, runs after
 //! the last: one flush and one send per connection serve them all, and batches form by themselves under load.
 //!
-//! Everything between two awaits is in [`core`], which knows no task; [`sessions`] holds the tasks. A shard shares
-//! nothing with the other shards of its node but [`node`] and [`mailbox`].
+//! Everything between two awaits is in `core`, which knows no task; `sessions` holds the tasks. A shard shares nothing
+//! with the other shards of its node but `node` and `mailbox`.
 
 use std::{
     cell::{Cell, RefCell},
@@ -36,6 +36,7 @@ mod core;
 mod counters;
 mod executor;
 mod hello;
+mod host;
 mod links;
 mod mailbox;
 mod node;
@@ -48,6 +49,7 @@ mod slab;
 pub use hello::{Code, PeerHello, Refusal};
 
 pub(crate) use executor::{Executor, spawn};
+pub(crate) use host::Host;
 pub(crate) use node::Node;
 
 /// What a protocol is made from, in the thread that runs it.

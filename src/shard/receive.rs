@@ -12,17 +12,20 @@ use crate::wire::{self, Frame, FrameError};
 pub(super) struct Receiver {
     buffer: BytesMut,
     filled: usize,
+    /// Asked for in one read: grows towards `read_bytes_max` while reads are full, so that the many connections that
+    /// carry little take little memory.
     read_bytes: usize,
+    read_bytes_max: usize,
 }
 
-/// The smallest chunk, whatever the tuning says: below it, reads carry too little.
-const READ_BYTES_MIN: usize = 4096;
+/// What is asked for first, and at least, whatever the tuning says.
+const READ_BYTES_MIN: usize = 8192;
 
 impl Receiver {
-    /// Asks for `read_bytes` in one read, or somewhat less at the end of a chunk.
-    pub(super) fn new(read_bytes: usize) -> Self {
-        let read_bytes = read_bytes.max(READ_BYTES_MIN);
-        Self { buffer: BytesMut::zeroed(read_bytes), filled: 0, read_bytes }
+    /// Asks for up to `read_bytes_max` in one read, or somewhat less at the end of a chunk.
+    pub(super) fn new(read_bytes_max: usize) -> Self {
+        let (read_bytes, read_bytes_max) = (READ_BYTES_MIN, read_bytes_max.max(READ_BYTES_MIN));
+        Self { buffer: BytesMut::zeroed(read_bytes), filled: 0, read_bytes, read_bytes_max }
     }
 
     /// Where the next read goes; never empty.
@@ -37,6 +40,9 @@ impl Receiver {
     pub(super) fn received(&mut self, bytes: usize) {
         assert!(bytes <= self.buffer.len() - self.filled, "a read stays within its buffer");
         self.filled += bytes;
+        if self.filled == self.buffer.len() {
+            self.read_bytes = (self.read_bytes * 2).min(self.read_bytes_max);
+        }
     }
 
     /// The next whole frame.
@@ -97,27 +103,27 @@ mod tests {
     #[test]
     fn memory_is_used_again_once_the_frames_are_dropped() {
         let frame = wire::frame(Kind::Request, 0, 0, &[7; 1000]);
-        let mut receiver = Receiver::new(16_384);
+        let mut receiver = Receiver::new(8192);
         let start = receiver.spare().as_ptr() as usize;
         for _ in 0..1000 {
             assert_eq!(feed(&mut receiver, &frame, 1 << 20).len(), 1);
             let at = receiver.spare().as_ptr() as usize;
-            assert!((start..start + 16_384).contains(&at), "a new chunk was allocated");
+            assert!((start..start + 8192).contains(&at), "a new chunk was allocated");
         }
     }
 
     #[test]
     fn a_header_does_not_size_the_buffer() {
-        let mut receiver = Receiver::new(4096);
+        let mut receiver = Receiver::new(8192);
         let huge = wire::frame(Kind::Request, 0, 0, &vec![0; wire::BODY_BYTES_MAX]);
         assert!(feed(&mut receiver, &huge[..5000], 5000).is_empty());
-        assert!(receiver.buffer.len() <= 20_000, "{} bytes for 5000 received", receiver.buffer.len());
+        assert!(receiver.buffer.len() <= 30_000, "{} bytes for 5000 received", receiver.buffer.len());
         assert_eq!(feed(&mut receiver, &huge[5000..], 1 << 16).len(), 1);
     }
 
     #[test]
     fn what_is_no_frame_is_an_error() {
-        let mut receiver = Receiver::new(4096);
+        let mut receiver = Receiver::new(8192);
         receiver.spare()[..24].copy_from_slice(b"GET / HTTP/1.1\r\nHost: h\r");
         receiver.received(24);
         assert!(matches!(receiver.next_frame(), Err(FrameError::Magic(_))));

@@ -5,8 +5,11 @@ use crate::command::Status;
 
 /// How many writers an object remembers. The one whose last write is oldest is dropped first.
 pub const SESSIONS_MAX: usize = 16;
-/// How many ids below the highest a session remembers.
+/// How many ids below the highest a session remembers, each by a bit.
 const WINDOW: u64 = 64;
+/// How many executed ids below that it remembers one by one. A client's ids rise over all its objects, so those of one
+/// object may be far apart, and two that overtake each other on their way are not a retry.
+pub const OLDER_MAX: usize = 2;
 
 /// What one client has had executed on one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +20,10 @@ pub struct Session {
     pub highest: u64,
     /// Bit i: whether `highest - 1 - i` was executed.
     pub before: u64,
+    /// The highest executed ids below these 64, falling; 0 for none.
+    pub older: [u64; OLDER_MAX],
+    /// Every executed id that is remembered in no other way is at or below this.
+    pub floor: u64,
     /// The slot of its last execution: the oldest is dropped first.
     pub slot: u64,
     /// The outcome of `highest`.
@@ -60,6 +67,8 @@ impl Recent {
             0 => Judgement::Done(Executed { status: session.status, version: session.version }),
             back @ 1..=WINDOW if session.before >> (back - 1) & 1 == 1 => Judgement::Duplicate,
             1..=WINDOW => Judgement::Fresh,
+            _ if session.older.contains(&id) => Judgement::Duplicate,
+            _ if id > session.floor => Judgement::Fresh,
             _ => Judgement::Unknown,
         }
     }
@@ -71,6 +80,8 @@ impl Recent {
                 client,
                 highest: id,
                 before: 0,
+                older: [0; OLDER_MAX],
+                floor: 0,
                 slot,
                 status: executed.status,
                 version: executed.version,
@@ -79,13 +90,14 @@ impl Recent {
         };
         session.slot = slot;
         if id > session.highest {
-            let step = id - session.highest;
-            let shifted = if step < WINDOW { session.before << step } else { 0 };
-            session.before = if step <= WINDOW { shifted | 1 << (step - 1) } else { 0 };
-            (session.highest, session.status, session.version) = (id, executed.status, executed.version);
-        } else {
-            assert!(id < session.highest, "the highest id was judged done");
-            session.before |= 1 << (session.highest - id - 1);
+            session.rise_to(id);
+            (session.status, session.version) = (executed.status, executed.version);
+            return;
+        }
+        assert!(id < session.highest, "the highest id was judged done");
+        match session.highest - id - 1 {
+            place @ 0..WINDOW => session.before |= 1 << place,
+            _ => session.remember_older(id),
         }
     }
 
@@ -97,5 +109,88 @@ impl Recent {
         let oldest = self.sessions.iter_mut().min_by_key(|session| session.slot).expect("full");
         *oldest = session;
         self.dropped = true;
+    }
+}
+
+impl Session {
+    /// Moves the window up to a new highest id; what falls out of it is remembered one by one.
+    fn rise_to(&mut self, id: u64) {
+        let step = id - self.highest;
+        let stays = WINDOW.saturating_sub(step);
+        let mut leaving = if stays == 0 { self.before } else { self.before >> stays << stays };
+        while leaving != 0 {
+            // The lowest id first, so that the highest ones stay remembered.
+            let place = 63 - u64::from(leaving.leading_zeros());
+            self.remember_older(self.highest - 1 - place);
+            leaving &= !(1 << place);
+        }
+        if step > WINDOW {
+            self.remember_older(self.highest);
+        }
+        let shifted = if step < WINDOW { self.before << step } else { 0 };
+        self.before = if step <= WINDOW { shifted | 1 << (step - 1) } else { 0 };
+        self.highest = id;
+    }
+
+    fn remember_older(&mut self, id: u64) {
+        let place = self.older.partition_point(|older| *older > id);
+        let dropped = if place == OLDER_MAX {
+            id
+        } else {
+            self.older[place..].rotate_right(1);
+            std::mem::replace(&mut self.older[place], id)
+        };
+        self.floor = self.floor.max(dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DONE: Executed = Executed { status: Status::Ok, version: 1 };
+
+    proptest! {
+        /// Whatever the order in which ids are executed, none is ever taken for fresh again, and one that was not executed
+        /// is never taken for done.
+        #[test]
+        fn a_session_never_forgets_wrongly(ids in prop::collection::vec(1..400u64, 1..60)) {
+            let (mut recent, mut executed) = (Recent::default(), BTreeSet::new());
+            for id in ids {
+                match recent.judge(7, id, false) {
+                    Judgement::Fresh => {
+                        prop_assert!(executed.insert(id), "{id} was executed before");
+                        recent.record(id, 7, id, DONE);
+                    }
+                    Judgement::Done(_) | Judgement::Duplicate => prop_assert!(executed.contains(&id)),
+                    Judgement::Unknown => prop_assert!(id <= recent.sessions[0].floor),
+                }
+                for id in &executed {
+                    prop_assert_ne!(recent.judge(7, *id, true), Judgement::Fresh);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ids_that_are_far_apart_may_overtake_each_other() {
+        let mut recent = Recent::default();
+        for id in [1_000, 5_000] {
+            assert_eq!(recent.judge(7, id, false), Judgement::Fresh);
+            recent.record(id, 7, id, DONE);
+        }
+        for late in [10, 3_000] {
+            assert_eq!(recent.judge(7, late, false), Judgement::Fresh);
+        }
+        recent.record(3, 7, 3_000, DONE);
+        assert_eq!(recent.judge(7, 1_000, true), Judgement::Duplicate);
+        assert_eq!(recent.judge(7, 10, true), Judgement::Fresh);
+        recent.record(4, 7, 9_000, DONE);
+        assert_eq!((recent.judge(7, 10, true), recent.judge(7, 1_000, true)), (Judgement::Unknown, Judgement::Unknown));
+        assert_eq!(recent.judge(7, 2_000, true), Judgement::Fresh);
     }
 }

@@ -17,11 +17,11 @@ use crate::{
     wire::{self, Frame, Kind},
 };
 
-pub(super) const CLUSTER: &str = "fake";
+pub(crate) const CLUSTER: &str = "fake";
 
 /// How a node meets connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// As it should.
     Good,
     /// It listens and never says a word.
@@ -36,22 +36,22 @@ pub(super) enum Mode {
 
 /// A request as a node saw it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Seen {
-    pub(super) node: NodeId,
-    pub(super) shard: u16,
-    pub(super) client: u64,
-    pub(super) id: u64,
-    pub(super) retry: bool,
-    pub(super) op: Op,
-    pub(super) key: Vec<u8>,
-    pub(super) value: Vec<u8>,
+pub(crate) struct Seen {
+    pub(crate) node: NodeId,
+    pub(crate) shard: u16,
+    pub(crate) client: u64,
+    pub(crate) id: u64,
+    pub(crate) retry: bool,
+    pub(crate) op: Op,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
     /// How many requests were seen before.
-    pub(super) nth: usize,
+    pub(crate) nth: usize,
 }
 
 /// What a node does about a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Act {
+pub(crate) enum Act {
     /// Answers.
     Answer(Status, Vec<u8>),
     /// Answers as done and names an owner.
@@ -66,16 +66,16 @@ pub(super) enum Act {
     Raw(Vec<u8>),
 }
 
-pub(super) fn done() -> Act {
+pub(crate) fn done() -> Act {
     Act::Answer(Status::Ok, Vec::new())
 }
 
 type Handler = dyn Fn(&Seen) -> Act + Send + Sync;
 
 /// The cluster; its threads end with their connections.
-pub(super) struct Fake {
-    pub(super) addresses: Vec<SocketAddr>,
-    pub(super) seen: Arc<Mutex<Vec<Seen>>>,
+pub(crate) struct Fake {
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 #[derive(Clone)]
@@ -93,7 +93,7 @@ struct Node {
 
 impl Fake {
     /// Nodes `zone.node` with so many shards each. `addresses` are by node, then shard.
-    pub(super) fn start(
+    pub(crate) fn start(
         nodes: &[(&str, Mode)],
         shards: u16,
         piece: Option<usize>,
@@ -131,7 +131,7 @@ impl Fake {
         Self { addresses, seen }
     }
 
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }

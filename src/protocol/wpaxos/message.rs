@@ -23,7 +23,7 @@ use zerocopy::{
 use super::Ballot;
 use crate::{
     command::{KEY_BYTES_MAX, Status},
-    store::{ObjectState, Recent, SESSIONS_MAX, Session},
+    store::{OLDER_MAX, ObjectState, Recent, SESSIONS_MAX, Session},
     topology::NodeId,
     wire::{Frame, FrameError, HEADER_BYTES},
 };
@@ -233,13 +233,17 @@ layout! {
 
 layout! {
     /// One of the object's last writers.
-    SessionBody, 48 {
+    SessionBody, 72 {
         /// The client.
         client: U64,
         /// Its highest executed id.
         highest: U64,
         /// Which of the 64 before.
         before: U64,
+        /// Executed ids below these.
+        older: [U64; OLDER_MAX],
+        /// Executed ids that are not remembered are at or below this.
+        floor: U64,
         /// The slot of its last execution.
         slot: U64,
         /// The object's version after the highest.
@@ -431,6 +435,8 @@ impl<'a> Reader<'a> {
             client: body.client.get(),
             highest: body.highest.get(),
             before: body.before.get(),
+            older: body.older.map(U64::get),
+            floor: body.floor.get(),
             slot: body.slot.get(),
             status: status.ok_or_else(|| self.wrong("a session has no outcome"))?,
             version: body.version.get(),
@@ -457,6 +463,8 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
             client: session.client.into(),
             highest: session.highest.into(),
             before: session.before.into(),
+            older: session.older.map(U64::new),
+            floor: session.floor.into(),
             slot: session.slot.into(),
             version: session.version.into(),
             status: session.status as u8,

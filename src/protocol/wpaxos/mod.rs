@@ -301,6 +301,16 @@ impl WPaxos {
         }
     }
 
+    /// When the open batch is to be frozen: at once if none is under way, when that one is committed, or else after a while,
+    /// so that batches grow with the load and nothing waits without it; and when the watermark has waited long enough for
+    /// a batch to ride in.
+    fn seal_at(&self) -> Option<Micros> {
+        let linger_us = if self.stream.is_under_way() { self.config.batch.linger_us } else { 0 };
+        let open = self.stream.opened_at().map(|at| at.plus(linger_us));
+        let commit = self.stream.unannounced_since().map(|at| at.plus(self.config.batch.commit_delay_us));
+        open.into_iter().chain(commit).min()
+    }
+
     fn refuse(&self, frame: &Frame, what: &'static str) -> FrameError {
         FrameError::Body { kind: frame.kind, bytes: frame.body().len(), what }
     }
@@ -380,7 +390,7 @@ impl Protocol for WPaxos {
     fn flush(&mut self, now: Micros, out: &mut Outputs) {
         self.settle(now, out);
         self.send_prepares(out);
-        if self.flush_at().is_some_and(|at| at <= now) {
+        if self.seal_at().is_some_and(|at| at <= now) {
             self.seal_batch();
         }
         self.ask_round(now, out);
@@ -394,12 +404,8 @@ impl Protocol for WPaxos {
     }
 
     fn flush_at(&self) -> Option<Micros> {
-        let open = self.stream.opened_at().map(|at| at.plus(self.config.batch.linger_us));
-        let commit = self.stream.unannounced_since().map(|at| at.plus(self.config.batch.commit_delay_us));
-        match (open, commit) {
-            (Some(open), Some(commit)) => Some(open.min(commit)),
-            (open, commit) => open.or(commit),
-        }
+        let round = self.reads.ask_at(self.config.batch.linger_us);
+        self.seal_at().into_iter().chain(round).min()
     }
 
     fn is_idle(&self) -> bool {

@@ -37,8 +37,9 @@ pub(super) struct Reads {
     /// Their objects, each once.
     objects: Vec<(ObjectIndex, Ballot)>,
     rounds: VecDeque<Round>,
-    /// The number of the round that is being gathered.
+    /// The number of the round that is being gathered, and since when.
     next_round: u64,
+    gathered_since: Micros,
 }
 
 impl Reads {
@@ -49,11 +50,17 @@ impl Reads {
     pub(super) fn is_empty(&self) -> bool {
         self.rounds.is_empty() && self.waiting.is_empty()
     }
+
+    /// When the round that is being gathered is to be asked: at once if none is under way, or else after a while.
+    pub(super) fn ask_at(&self, linger_us: u64) -> Option<Micros> {
+        let linger_us = if self.rounds.is_empty() { 0 } else { linger_us };
+        (!self.waiting.is_empty()).then(|| self.gathered_since.plus(linger_us))
+    }
 }
 
 impl WPaxos {
     /// A read at the owner: joins the round that is being gathered, or waits until what was taken over is executed.
-    pub(super) fn enrol_read(&mut self, key: RequestKey, object: ObjectIndex) {
+    pub(super) fn enrol_read(&mut self, now: Micros, key: RequestKey, object: ObjectIndex) {
         let round = self.reads.next_round;
         let known = &mut self.objects[object];
         let Role::Leading(leading) = &mut known.role else { unreachable!("only the owner serves reads") };
@@ -65,6 +72,9 @@ impl WPaxos {
         if leading.round < round {
             leading.round = round;
             self.reads.objects.push((object, known.promised));
+        }
+        if self.reads.waiting.is_empty() {
+            self.reads.gathered_since = now;
         }
         self.reads.waiting.push((key, object, known.promised));
         self.requests.get_mut(key).expect("it waits").stage = Stage::Reading;
@@ -83,7 +93,7 @@ impl WPaxos {
 
     /// Asks the round that this turn gathered.
     pub(super) fn ask_round(&mut self, now: Micros, out: &mut Outputs) {
-        if self.reads.waiting.is_empty() {
+        if self.reads.ask_at(self.config.batch.linger_us).is_none_or(|at| at > now) {
             return;
         }
         let mut body = std::mem::take(&mut self.scratch_bytes);

@@ -250,7 +250,7 @@ impl WPaxos {
         let waiting = self.requests.get_mut(key).expect("a request that is served waits");
         let (object, zone) = (waiting.object, waiting.zone);
         if is_round_read(waiting.is_write, waiting.read) {
-            self.enrol_read(key, object);
+            self.enrol_read(now, key, object);
         } else {
             waiting.stage = Stage::Proposed;
             waiting.maybe_done = true;

@@ -106,6 +106,11 @@ impl OwnStream {
         self.last_seq() - u64::from(self.open.entries)
     }
 
+    /// Whether a sealed entry is not committed yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.sealed_seq() > self.committed
+    }
+
     /// Bytes of commands above the watermark.
     pub(super) fn inflight_bytes(&self) -> usize {
         self.inflight_bytes

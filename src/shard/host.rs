@@ -1,0 +1,121 @@
+//! The threads that shards run in: one glommio executor each.
+//!
+//! A core of its own for every shard is what the design is for. Where there are fewer cores than shards — a whole cluster
+//! on a laptop — several shards run as tasks of one executor: switching between tasks costs nanoseconds, putting a thread
+//! to sleep and waking it costs tens of microseconds (`docs/decisions/0003-shards-share-an-executor.md`).
+
+use std::{
+    any::Any,
+    future::Future,
+    pin::Pin,
+    sync::{Mutex, mpsc},
+    time::Duration,
+};
+
+use glommio::{BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place};
+
+use crate::{failure::Failure, tuning::Placement};
+
+/// With less, 0.9.0 of the runtime may go to sleep with work to do.
+const PREEMPT_TIMER: Duration = Duration::from_millis(100);
+
+/// What a shard does in its thread, made there.
+type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// A thread with an executor. Dropping the last reference waits until its shards have ended.
+#[derive(Debug)]
+pub(crate) struct Host {
+    jobs: async_channel::Sender<Job>,
+    thread: Mutex<Option<ExecutorJoinHandle<()>>>,
+    name: String,
+}
+
+impl Host {
+    /// Starts a thread called `name`, on `core` if there is one.
+    ///
+    /// # Errors
+    /// If the environment does not allow an executor.
+    pub(crate) fn start(name: String, core: Option<usize>, placement: &Placement) -> Result<Self, Failure> {
+        let (jobs, incoming) = async_channel::unbounded::<Job>();
+        let (tell, ready) = mpsc::channel();
+        let thread = LocalExecutorBuilder::new(core.map_or(Place::Unbound, Place::Fixed))
+            .name(&name)
+            .ring_depth(placement.ring_depth.max(1))
+            .io_memory(placement.io_memory_bytes)
+            .preempt_timer(PREEMPT_TIMER)
+            .spawn(move || async move {
+                let _ = tell.send(());
+                let mut running = Vec::new();
+                while let Ok(job) = incoming.recv().await {
+                    running.push(glommio::spawn_local(job()));
+                }
+                for shard in running {
+                    shard.await;
+                }
+            })
+            .map_err(|error| runtime_failure(&name, error))?;
+        let host = Self { jobs, thread: Mutex::new(Some(thread)), name };
+        match ready.recv() {
+            Ok(()) => Ok(host),
+            // The executor could not be made, and only the join tells why.
+            Err(mpsc::RecvError) => Err(match host.take_thread().map(ExecutorJoinHandle::join) {
+                Some(Err(error)) => runtime_failure(&host.name, error),
+                _ => Failure::Bug(format!("{} ended before it began", host.name)),
+            }),
+        }
+    }
+
+    /// Runs a shard in this thread.
+    pub(crate) fn run<F, S>(&self, shard: F)
+    where
+        F: FnOnce() -> S + Send + 'static,
+        S: Future<Output = ()> + 'static,
+    {
+        // If the thread is gone, the job is dropped, which its starter notices.
+        let _ = self.jobs.try_send(Box::new(move || Box::pin(shard())));
+    }
+
+    fn join(&self) -> Result<(), Failure> {
+        self.jobs.close();
+        self.take_thread().map_or(Ok(()), |thread| thread.join().map_err(|error| end_failure(&self.name, error)))
+    }
+
+    fn take_thread(&self) -> Option<ExecutorJoinHandle<()>> {
+        self.thread.lock().expect("nothing panics under this lock").take()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(failure) = self.join() {
+            tracing::error!(executor = self.name, "{failure}");
+        }
+    }
+}
+
+/// Why an executor could not be made. Some of the ways in which 0.9.0 of the runtime says so are errors, others panics.
+fn runtime_failure(name: &str, error: GlommioError<()>) -> Failure {
+    let what = match error {
+        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => panic_text(&*panic),
+        other => other.to_string(),
+    };
+    Failure::Environment(format!(
+        "{name}: no io_uring executor: {what}. It needs Linux 5.8, io_uring allowed (containers often forbid it), and at \
+         least 512 KiB of locked memory plus some for each executor (`ulimit -l`, `LimitMEMLOCK=`)"
+    ))
+}
+
+/// Why an executor that ran has ended.
+fn end_failure(name: &str, error: GlommioError<()>) -> Failure {
+    match error {
+        GlommioError::BuilderError(BuilderErrorKind::ThreadPanic(panic)) => {
+            Failure::Bug(format!("{name} has panicked: {}", panic_text(&*panic)))
+        }
+        other => Failure::Environment(format!("{name}: {other}")),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a message").to_owned()
+}

@@ -1,0 +1,23 @@
+//! **wpaxos-load**: drives a cluster and reports latency as HDR histograms.
+//!
+//! A [`plan`] is made from the [`args`]. A [`run`] starts [`worker`]s, each with connections of its own (a [`target`]),
+//! that make requests of a [`workload`], by count or by [`schedule`], and [`measure`] what comes of them. What they
+//! count is gathered into a [`json`] report, which [`report`] prints and [`compare`] sets side by side, and into an
+//! interval log ([`hdr`]).
+
+pub mod args;
+pub mod cluster;
+pub mod compare;
+mod gather;
+pub mod hdr;
+pub mod json;
+pub mod local;
+pub mod measure;
+pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod target;
+pub mod worker;
+pub mod workload;

@@ -1,0 +1,407 @@
+//! A whole run: reach the cluster, start the workers, gather what they count, make the report.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::LineWriter,
+    num::NonZeroU64,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use core_affinity::CoreId;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::ClusterDriver,
+    gather::Gather,
+    hdr::{HdrFile, HdrLog},
+    json::{self, Part, RunReport},
+    local::Local,
+    measure::{Counts, Interval, Kind, Window},
+    plan::{Load, Plan, Source},
+    progress::Progress,
+    schedule::Schedule,
+    target::{ClusterInfo, Driver, MonotonicClock, NullDriver, TargetError},
+    worker::{Lane, Pace, Post, Report, Stop, Worker},
+    workload::{LanePlace, Requests, salted},
+};
+
+/// An interrupted run waits at most this long for answers.
+const INTERRUPTED_GRACE: Duration = Duration::from_secs(1);
+/// How often a signal is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+/// Salts of random streams that are not a lane's.
+const ARRIVALS_SALT: u64 = 1 << 32;
+
+/// Why a run could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The cluster cannot be reached, or does not fit the plan.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The plan does not fit the cluster.
+    #[error("{0}")]
+    Plan(String),
+    /// A file cannot be written.
+    #[error("cannot write {file}: {error}")]
+    File {
+        /// The file.
+        file: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> RunError + '_ {
+    |error| RunError::File { file: path.display().to_string(), error }
+}
+
+/// Makes the run that `plan` says, until it ends or `interrupted` becomes true.
+///
+/// # Errors
+/// If there is nothing to report: the cluster cannot be reached, a file not be written, the plan does not fit.
+pub fn execute(plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunError> {
+    let read = plan.workload.read_mode;
+    match &plan.source {
+        Source::Null { zones } => drive(&NullDriver::new(*zones), plan, interrupted),
+        Source::Seeds(seeds) => drive(&ClusterDriver::connect(seeds, read, None)?, plan, interrupted),
+        Source::ConfigFile(path) => drive(&ClusterDriver::from_file(path, read)?, plan, interrupted),
+        Source::Local(settings) => {
+            let local = Local::start(settings)?;
+            let driver = ClusterDriver::connect(local.seeds(), read, Some(local.executors()));
+            let mut report = driver.map_err(RunError::from).and_then(|driver| drive(&driver, plan, interrupted))?;
+            if let Err(error) = local.stop() {
+                report.invalid_because.push(format!("the local cluster: {error}"));
+                report.valid = false;
+            }
+            Ok(report)
+        }
+    }
+}
+
+/// The layout of a run: which lanes there are, on which worker, from which zone.
+#[derive(Debug)]
+struct Layout {
+    /// Numbers of the zones that load comes from.
+    zones: Vec<u8>,
+    /// The zone of each lane of a worker, as a position in `zones`; the same for all workers.
+    lanes: Vec<usize>,
+    workers: usize,
+}
+
+impl Layout {
+    fn new(plan: &Plan, cluster: &ClusterInfo) -> Result<Self, RunError> {
+        let zones = if plan.from_zones.is_empty() { cluster.zones.clone() } else { plan.from_zones.clone() };
+        if let Some(missing) = zones.iter().find(|zone| !cluster.zones.contains(zone)) {
+            let known = cluster.zones.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+            return Err(RunError::Plan(format!("--from-zones {missing}: the cluster has zones {known}")));
+        }
+        let lanes = (0..plan.clients_per_zone).flat_map(|_| 0..zones.len()).collect();
+        Ok(Self { zones, lanes, workers: plan.threads })
+    }
+
+    fn lane_count(&self) -> usize {
+        self.lanes.len() * self.workers
+    }
+
+    /// The requests in flight of lane `number` of the whole run, if all of them have `in_flight` together.
+    fn quota(&self, number: usize, in_flight: usize) -> usize {
+        in_flight / self.lane_count() + usize::from(number < in_flight % self.lane_count())
+    }
+
+    /// The lanes of one worker, ready to draw requests.
+    fn lanes_of(&self, worker: usize, plan: &Plan, cluster: &ClusterInfo) -> Result<Vec<Lane>, RunError> {
+        let lane = |(position, zone): (usize, &usize)| {
+            let number = worker * self.lanes.len() + position;
+            let of_cluster = cluster.zones.iter().position(|known| *known == self.zones[*zone]).unwrap_or(0);
+            let (zones, lanes) = (cluster.zones.len(), self.lane_count());
+            let place = LanePlace { zone: of_cluster, zones, lane: number, lanes };
+            let quota = match plan.load {
+                Load::Closed { in_flight } => self.quota(number, in_flight),
+                Load::Open { .. } => 0,
+            };
+            let requests = Requests::new(&plan.workload, &place).map_err(|error| RunError::Plan(error.to_string()))?;
+            Ok(Lane { zone: *zone, requests, quota })
+        };
+        self.lanes.iter().enumerate().map(lane).collect()
+    }
+
+    fn pace_of(&self, worker: usize, plan: &Plan) -> Pace {
+        let Load::Open { rate, arrivals, max_in_flight } = plan.load else { return Pace::Closed };
+        let random = salted(plan.workload.seed, ARRIVALS_SALT + worker as u64);
+        let schedule = Schedule::new(arrivals, rate, worker, self.workers, random);
+        Pace::Open { schedule, max_in_flight: max_in_flight.div_ceil(self.workers) }
+    }
+
+    /// What a reader should know of how the load is spread.
+    fn notes(&self, plan: &Plan) -> Vec<String> {
+        match plan.load {
+            Load::Closed { in_flight } if in_flight < self.lane_count() => vec![format!(
+                "--concurrency {in_flight} is less than the {} clients (workers x zones x clients per zone): the \
+                 others are idle",
+                self.lane_count()
+            )],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The cores of the workers, and what the report says about it.
+fn pinning(workers: usize, executors_here: usize) -> (Vec<Option<CoreId>>, String) {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    if cores.len() < workers + executors_here {
+        let why = format!(
+            "unpinned: {} cores for {workers} workers and {executors_here} executors of the cluster here",
+            cores.len()
+        );
+        return (vec![None; workers], why);
+    }
+    // From the end, because executors are usually given cores from the start.
+    let chosen: Vec<CoreId> = cores.into_iter().rev().take(workers).collect();
+    let names = chosen.iter().map(|core| core.id.to_string()).collect::<Vec<_>>().join(" ");
+    (chosen.into_iter().map(Some).collect(), format!("workers pinned to cores {names}"))
+}
+
+/// Runs the plan against a driver.
+///
+/// # Errors
+/// As [`execute`].
+pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunError> {
+    let cluster = driver.cluster();
+    let layout = Layout::new(plan, cluster)?;
+    let mut hdr = plan.hdr.as_deref().map(|path| HdrFile::create(path).map_err(file_error(path))).transpose()?;
+    if let Some(path) = &plan.json {
+        File::options().append(true).create(true).open(path).map_err(file_error(path))?;
+    }
+    let (cores, pinning) = pinning(layout.workers, cluster.executors_here);
+    let window =
+        Window { start_ns: nanos(plan.timing.warmup), end_ns: nanos(plan.timing.warmup + plan.timing.duration) };
+    let stop = Arc::new(Stop::new(window, nanos(plan.timing.grace)));
+
+    let result = thread::scope(|scope| {
+        let (crew, mut starters) = (Crew::new(layout.workers), Vec::new());
+        for (worker, core) in cores.into_iter().enumerate() {
+            let (lanes, pace) = (layout.lanes_of(worker, plan, cluster)?, layout.pace_of(worker, plan));
+            let (go, gone) = bounded(1);
+            let post = Post { worker, reports: crew.reports.0.clone(), used: crew.used[worker].1.clone() };
+            let (stop, ready, layout) = (Arc::clone(&stop), crew.ready.0.clone(), &layout);
+            let body = move || work(driver, layout, core, lanes, pace, &stop, post, &ready, &gone);
+            thread::Builder::new()
+                .name(format!("load-{worker}"))
+                .spawn_scoped(scope, body)
+                .map_err(|error| RunError::Plan(format!("--threads {}: {error}", layout.workers)))?;
+            starters.push(go);
+        }
+        let unpinned = crew.wait_until_ready(layout.workers)?;
+        let (origin, started) = (Instant::now(), SystemTime::now() + plan.timing.warmup);
+        let log = begin_log(hdr.as_mut(), started, plan)?;
+        for go in &starters {
+            let _ = go.send(origin);
+        }
+        let seconds = plan.timing.duration.as_secs_f64().ceil() as i64;
+        let gather = Gather::new(layout.workers, layout.zones.len(), log, Progress::new(plan.quiet, seconds));
+        Ok::<_, RunError>((crew.gather(gather, &stop, origin, interrupted), started, unpinned))
+    });
+    let (gathered, started, unpinned) = result?;
+    let pinning = if unpinned == 0 { pinning } else { format!("{pinning}, refused for {unpinned} of them") };
+    let facts = Facts { plan, layout: &layout, cluster, pinning, started, window: stop.window() };
+    Ok(facts.report(&gathered, interrupted.load(Ordering::Relaxed)))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
+
+fn begin_log<'a>(
+    file: Option<&'a mut HdrFile<LineWriter<File>>>,
+    started: SystemTime,
+    plan: &Plan,
+) -> Result<Option<HdrLog<'a, LineWriter<File>>>, RunError> {
+    let (Some(file), Some(path)) = (file, &plan.hdr) else { return Ok(None) };
+    let comments = [
+        format!("wpaxos-load {}: response times in nanoseconds", env!("CARGO_PKG_VERSION")),
+        "Lines without a tag hold all operations; Tag=read and Tag=write are parts of them".to_owned(),
+    ];
+    file.begin(started, &comments).map(Some).map_err(file_error(path))
+}
+
+/// The body of a worker's thread.
+#[allow(clippy::too_many_arguments, reason = "everything that a thread takes with it, once")]
+fn work<D: Driver>(
+    driver: &D,
+    layout: &Layout,
+    core: Option<CoreId>,
+    lanes: Vec<Lane>,
+    pace: Pace,
+    stop: &Arc<Stop>,
+    post: Post,
+    ready: &Sender<Result<bool, TargetError>>,
+    go: &Receiver<Instant>,
+) {
+    let pinned = core.is_none_or(core_affinity::set_for_current);
+    // The kernel may wake a sleeper 50 us late unless it is asked not to; schedules are finer than that.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+    let zones: Vec<u8> = lanes.iter().map(|lane| layout.zones[lane.zone]).collect();
+    let target = match driver.connect(&zones) {
+        Ok(target) => target,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let _ = ready.send(Ok(pinned));
+    let Ok(origin) = go.recv() else { return };
+    let (worker, reports) = (post.worker, post.reports.clone());
+    let clock = MonotonicClock(origin);
+    let outcome = Worker::new(target, lanes, pace, clock, Arc::clone(stop), layout.zones.len(), post).run();
+    let _ = reports.send(Report::Ended(worker, outcome));
+}
+
+type Channel<T> = (Sender<T>, Receiver<T>);
+
+/// The channels between the reporter and all workers.
+struct Crew {
+    ready: Channel<Result<bool, TargetError>>,
+    reports: Channel<Report>,
+    used: Vec<Channel<Box<Interval>>>,
+}
+
+/// What came of the workers.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    pub(crate) totals: Counts,
+    pub(crate) late: u64,
+    pub(crate) failures: Vec<String>,
+}
+
+impl Crew {
+    fn new(workers: usize) -> Self {
+        Self { ready: unbounded(), reports: unbounded(), used: (0..workers).map(|_| bounded(2)).collect() }
+    }
+
+    /// Waits until all workers are connected. Returns how many could not be pinned though they should have been.
+    fn wait_until_ready(&self, workers: usize) -> Result<usize, RunError> {
+        let mut unpinned = 0;
+        for _ in 0..workers {
+            let pinned = self.ready.1.recv().map_err(|_| RunError::Plan("a worker has died".to_owned()))??;
+            unpinned += usize::from(!pinned);
+        }
+        Ok(unpinned)
+    }
+
+    /// Takes reports until all workers have ended.
+    fn gather(
+        &self,
+        mut gather: Gather<'_, LineWriter<File>>,
+        stop: &Stop,
+        origin: Instant,
+        interrupted: &AtomicBool,
+    ) -> Gathered {
+        let mut running = self.used.len();
+        while running > 0 {
+            if interrupted.load(Ordering::Relaxed) {
+                stop.interrupt(nanos(origin.elapsed()), nanos(INTERRUPTED_GRACE));
+            }
+            match self.reports.1.recv_timeout(LOOK) {
+                Ok(Report::Interval(worker, interval)) => {
+                    gather.take(worker, &interval);
+                    let _ = self.used[worker].0.try_send(interval);
+                }
+                Ok(Report::Ended(worker, outcome)) => {
+                    gather.end(worker, outcome);
+                    running -= 1;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        gather.finish()
+    }
+}
+
+/// What the report says beside the numbers.
+struct Facts<'a> {
+    plan: &'a Plan,
+    layout: &'a Layout,
+    cluster: &'a ClusterInfo,
+    pinning: String,
+    started: SystemTime,
+    window: Window,
+}
+
+impl Facts<'_> {
+    fn report(&self, gathered: &Gathered, interrupted: bool) -> RunReport {
+        let totals = &gathered.totals;
+        let measured_s = self.window.end_ns.saturating_sub(self.window.start_ns) as f64 / 1e9;
+        let part = |kind: Option<Kind>| Part::of(&totals.sum(|_, of| kind.is_none_or(|kind| kind == of)), measured_s);
+        let all = part(None);
+        let offered = matches!(self.plan.load, Load::Open { .. }) && measured_s > 0.0;
+        let counted = all.response_us.count + all.error_count();
+        let mut report = RunReport {
+            tool: "wpaxos-load".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: json::rfc3339(self.started),
+            valid: true,
+            invalid_because: gathered.failures.clone(),
+            interrupted,
+            measured_s,
+            offered_ops_per_s: offered.then(|| counted as f64 / measured_s),
+            late_sends: gathered.late,
+            read: part(Some(Kind::Read)),
+            write: part(Some(Kind::Write)),
+            zones: json::zone_parts(totals, &self.layout.zones, measured_s),
+            notes: self.layout.notes(self.plan),
+            config: self.config(),
+            all,
+        };
+        judge(&mut report);
+        report
+    }
+
+    fn config(&self) -> BTreeMap<String, Value> {
+        let mut config = self.plan.settings();
+        let cores = thread::available_parallelism().map_or(0, usize::from);
+        config.insert("cores".to_owned(), json!(cores));
+        config.insert("pinning".to_owned(), json!(self.pinning));
+        config.insert("load_from_zones".to_owned(), json!(self.layout.zones));
+        config.insert("clients".to_owned(), json!(self.layout.lane_count()));
+        let cluster = json!({
+            "name": self.cluster.name,
+            "zones": self.cluster.zones,
+            "nodes": self.cluster.nodes,
+            "shards": self.cluster.shards,
+        });
+        config.insert("cluster".to_owned(), cluster);
+        config.insert("facts".to_owned(), json!(self.cluster.facts));
+        config
+    }
+}
+
+/// Decides whether the numbers may be quoted, and says why not.
+fn judge(report: &mut RunReport) {
+    let mut why = std::mem::take(&mut report.invalid_because);
+    if report.interrupted {
+        why.push("interrupted".to_owned());
+    }
+    let (answered, errors) = (report.all.response_us.count, report.all.error_count());
+    if answered == 0 {
+        why.push("no request of the measured time was answered".to_owned());
+    }
+    if errors * 100 > answered + errors {
+        why.push("more than 1% of the requests failed".to_owned());
+    }
+    if let Some(offered) = report.offered_ops_per_s {
+        if report.all.throughput_ops_per_s < 0.99 * offered {
+            why.push("behind its schedule: answered less than 99% of the offered rate".to_owned());
+        }
+        if report.late_sends * 100 > answered + errors {
+            why.push("behind its schedule: more than 1% of the requests were sent over 10 ms late".to_owned());
+        }
+    }
+    report.valid = why.is_empty();
+    report.invalid_because = why;
+}
