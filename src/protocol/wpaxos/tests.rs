@@ -671,3 +671,21 @@ fn malformed_frames_are_errors_and_never_panics() {
         assert!(refused.contains_key(&(kind as u8)), "no {kind:?} was refused");
     }
 }
+
+#[test]
+fn a_promise_counts_for_its_own_ballot_only() {
+    let mut bench = Bench::three();
+    bench.ask(0, 1, Action::Put(b"a"));
+    bench.deliver(0, 1);
+    let late = of_kind(&bench.take(1, 0), Kind::Promise).remove(0);
+    let object = bench.nodes[0].objects.find(b"k").unwrap();
+    bench.nodes[0].raise(bench.now, object, ballot(1, 1, 3));
+    bench.nodes[0].start_phase1(bench.now, object, None);
+    bench.flush(0);
+    assert_eq!(bench.promised(0), ballot(2, 1, 1));
+    bench.give(1, 0, &late);
+    assert!(!bench.leads(0), "node 1 has promised the round before");
+    bench.deliver(0, 1);
+    bench.deliver(1, 0);
+    assert!(bench.leads(0));
+}
