@@ -662,6 +662,20 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_a_cluster_of_three_by_three_at_the_defaults() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/cluster.toml");
+        let cluster = Cluster::load(&file).unwrap();
+        assert_eq!((cluster.nodes.len(), cluster.zones.len(), cluster.shards), (9, 3, 1));
+        assert_eq!(cluster.quorum, QuorumSpec::Floor { node_failures: 1, zone_failures: 0 });
+        assert_eq!((cluster.initial_owner, cluster.steal), (InitialOwner::FirstTouch, StealPolicy::default()));
+        assert!(cluster.nodes.iter().all(|node| node.shards.iter().all(|address| address.ip().is_loopback())));
+        // The part about distances, which is commented out, is right too.
+        let text = std::fs::read_to_string(&file).unwrap().replace("# [wan]", "[wan]").replace("# rtt_ms", "rtt_ms");
+        let distant = Cluster::parse(&text, &file).unwrap();
+        assert!(distant.wan.is_some_and(|wan| wan.zones() == 3));
+    }
+
+    #[test]
     fn a_file_needs_a_name_and_nodes_and_not_too_many() {
         let error = |text: &str| Cluster::parse(text, Path::new("c.toml")).unwrap_err().to_string();
         assert!(error(NODES).contains("missing field `name`"), "{}", error(NODES));

@@ -173,9 +173,10 @@ impl WPaxos {
         self.try_to_lead(now, object);
     }
 
-    /// With a Q1 of promises (this node's own need not be among them: a promise that came back proves that the Prepare was
-    /// sent, hence that one's own was durable): installs the most advanced state, proposes again every slot above it up to the highest one
-    /// reported (a decision, else the command with the highest ballot, else a no-op), and then serves what waited.
+    /// With a Q1 of promises (this node's own need not be among them: a promise that came back proves that the Prepare
+    /// was sent, hence that one's own was durable): installs the most advanced state, proposes again every slot above it
+    /// up to the highest one reported (a decision, else the command with the highest ballot, else a no-op), and then
+    /// serves what waited.
     fn try_to_lead(&mut self, now: Micros, object: ObjectIndex) {
         let Role::Preparing(preparing) = &self.objects[object].role else { return };
         if !self.config.quorums.is_phase1_quorum(preparing.answered) {
