@@ -1,6 +1,8 @@
 //! The protocol core in process: one owner, all nodes on one thread, store included; no sockets, no disk.
 //! Reported per batch; a batch of 256 Puts on three nodes, divided by 256, is what `core-costs` calls "ns per write".
 
+#![allow(missing_docs)] // criterion's macro makes an undocumented public function.
+
 mod support;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};

@@ -29,7 +29,7 @@ pub struct LocalOptions {
     pub zones: u8,
     /// Nodes in each zone.
     pub nodes: u8,
-    /// Shards of each node, one thread each.
+    /// Shards of each node; see `threads` for where they run.
     pub shards: u16,
     /// The knobs of all nodes.
     pub tuning: Tuning,

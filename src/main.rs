@@ -93,7 +93,7 @@ struct LocalArgs {
     /// Nodes in each zone.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     nodes: u8,
-    /// Shards of each node, one thread each.
+    /// Shards of each node. All shards share as many threads as there are cores.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     shards: u16,
     /// The first of consecutive ports; free ones are looked for without it.

@@ -103,11 +103,6 @@ impl Loopback {
         }
         self.run();
     }
-
-    /// A counter of one node.
-    pub fn counter(&self, node: usize, name: &str) -> u64 {
-        self.nodes[node].counters().into_iter().find(|(counter, _)| *counter == name).expect("a counter").1
-    }
 }
 
 /// `count` Puts of 16-byte keys and 64-byte values from `first` on, over `keys` keys, in one buffer as a client sends them.
