@@ -107,13 +107,11 @@ fn objects_move(steal: StealPolicy) {
 }
 
 #[test]
-#[ignore = "fails: a few writes of objects that move end with OutcomeUnknown"]
 fn objects_follow_three_requests_in_a_row_and_nothing_is_lost() {
     objects_move(StealPolicy::Consecutive { hits: 3 });
 }
 
 #[test]
-#[ignore = "fails: a few writes of objects that move end with OutcomeUnknown"]
 fn objects_follow_every_request_and_nothing_is_lost() {
     objects_move(StealPolicy::Immediate);
 }

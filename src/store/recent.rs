@@ -9,7 +9,7 @@ pub const SESSIONS_MAX: usize = 16;
 const WINDOW: u64 = 64;
 /// How many executed ids below that it remembers one by one. A client's ids rise over all its objects, so those of one
 /// object may be far apart, and two that overtake each other on their way are not a retry.
-pub const OLDER_MAX: usize = 2;
+pub const OLDER_MAX: usize = 8;
 
 /// What one client has had executed on one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -179,18 +179,19 @@ mod tests {
     #[test]
     fn ids_that_are_far_apart_may_overtake_each_other() {
         let mut recent = Recent::default();
-        for id in [1_000, 5_000] {
-            assert_eq!(recent.judge(7, id, false), Judgement::Fresh);
+        let execute = |recent: &mut Recent, id: u64| {
+            assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id}");
             recent.record(id, 7, id, DONE);
+        };
+        for number in 1..=OLDER_MAX as u64 {
+            execute(&mut recent, 1_000 * number);
         }
-        for late in [10, 3_000] {
-            assert_eq!(recent.judge(7, late, false), Judgement::Fresh);
-        }
-        recent.record(3, 7, 3_000, DONE);
+        // Late by up to as many commands as are remembered.
+        execute(&mut recent, 10);
         assert_eq!(recent.judge(7, 1_000, true), Judgement::Duplicate);
-        assert_eq!(recent.judge(7, 10, true), Judgement::Fresh);
-        recent.record(4, 7, 9_000, DONE);
-        assert_eq!((recent.judge(7, 10, true), recent.judge(7, 1_000, true)), (Judgement::Unknown, Judgement::Unknown));
-        assert_eq!(recent.judge(7, 2_000, true), Judgement::Fresh);
+        execute(&mut recent, 90_000);
+        // Now the lowest is no longer remembered, and what is no higher cannot be judged.
+        assert_eq!((recent.judge(7, 10, true), recent.judge(7, 9, true)), (Judgement::Unknown, Judgement::Unknown));
+        assert_eq!((recent.judge(7, 11, true), recent.judge(7, 1_000, true)), (Judgement::Fresh, Judgement::Duplicate));
     }
 }

@@ -233,7 +233,7 @@ layout! {
 
 layout! {
     /// One of the object's last writers.
-    SessionBody, 72 {
+    SessionBody, 120 {
         /// The client.
         client: U64,
         /// Its highest executed id.

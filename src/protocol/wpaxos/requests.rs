@@ -419,12 +419,16 @@ impl WPaxos {
                 let link = &self.links[node.index()];
                 self.is_suspected(now, node) || (link.is_up() && link.connection() != connection)
             }
-            Stage::Limbo(since) => {
-                let patience = self.config.timers.suspect_down_us + 2 * self.config.timers.prepare_retry_us;
-                now.since(since) > patience
-            }
+            Stage::Limbo(since) => now.since(since) > self.limbo_patience(),
             _ => false,
         }
+    }
+
+    /// How long the next owner's decision of a slot takes to come, if it comes: longer waits only let later commands of the
+    /// same client overtake.
+    fn limbo_patience(&self) -> u64 {
+        let longest = self.links.iter().map(|link| u64::from(link.rtt_us)).max().unwrap_or(0);
+        self.config.batch.learner_delay_us + 2 * longest
     }
 
     /// Answers everything that waits with what is certain about it: the replica stops.
