@@ -237,7 +237,10 @@ impl World {
         if !waits || attempt + 1 != asked.attempts.len() {
             return;
         }
-        if attempt + 1 < ATTEMPTS_MAX && self.clients.random.permille(800) {
+        let must = asked.must.then(|| self.clients.tokens.iter().rfind(|token| token.operation == operation));
+        if let Some(first) = must.flatten() {
+            self.ask(operation, first.node);
+        } else if attempt + 1 < ATTEMPTS_MAX && self.clients.random.permille(800) {
             let node = self.clients.random.below(self.nodes.len() as u64) as usize;
             self.ask(operation, node);
         } else {
@@ -263,9 +266,8 @@ impl World {
         let order = self.next_order();
         let asked = &mut self.clients.operations[operation];
         let status = reply.status;
-        let calm = self.setup.weather == Weather::Calm || asked.must;
-        // Where hardly anything may wait, even one client's retry can be too much.
-        let fine = status.is_executed() || !calm || (asked.must && status == Status::Overloaded);
+        let calm = self.setup.weather == Weather::Calm && !asked.must;
+        let fine = status.is_executed() || !calm;
         assert!(fine, "{:?} of key {} at node {node} ended in {status:?}, for no reason", asked.act, asked.key);
         asked.attempts[attempt] = match status {
             _ if status.is_executed() => Attempt::Executed,
@@ -296,7 +298,8 @@ impl World {
         let act = if write { Act::Put(self.clients.operations.len() as u64 + 1) } else { Act::Get };
         let operation = self.begin(client, key, act, read, true);
         self.ask(operation, node);
-        let until = self.now + self.setup.tuning.timers.request_timeout_us + 100_000;
+        // The first to use an object may have to learn of several owners, one after the other.
+        let until = self.now + 5 * (self.setup.tuning.timers.request_timeout_us + 100_000);
         while self.clients.operations[operation].outcome == Outcome::Unknown {
             assert!(self.now < until, "{act:?} of key {key} at node {node} is not answered when all is well");
             self.run(self.now + 500, |_| false);

@@ -71,10 +71,13 @@ impl WPaxos {
         self.counters.phase1_started += 1;
     }
 
-    /// How long answers may take: the configured time, or twice the longest round trip if that is more.
+    /// How long answers may take: the configured time, or twice the longest round trip if that is more; but a link that
+    /// stood still for a while must not make requests wait for their whole time-out.
     fn prepare_patience(&self) -> u64 {
-        let longest = self.links.iter().map(|link| link.rtt_us).max().unwrap_or(0);
-        self.config.timers.prepare_retry_us.max(2 * u64::from(longest))
+        let up = self.links.iter().filter(|link| link.is_up());
+        let longest = up.map(|link| link.rtt_us).max().unwrap_or(0);
+        let timers = &self.config.timers;
+        (2 * u64::from(longest)).min(timers.request_timeout_us / 4).max(timers.prepare_retry_us)
     }
 
     /// Sends the Prepares of this turn, in one row of frames for all peers and the log.
