@@ -21,6 +21,7 @@ fn per_command(keys: u64) -> (f64, f64) {
         cluster.run();
         next += PER_BATCH;
     }
+    cluster.tick(20_000);
     let (mut owner, mut follower) = (0, 0);
     let before = cluster.replies;
     for _ in 0..BATCHES {
