@@ -186,23 +186,7 @@ impl OwnStream {
         if buffer.is_empty() {
             buffer.extend_from_slice(&[0; BATCH_START]);
         }
-        let entries_bytes = buffer.len() - BATCH_START;
-        let mut withdrawn = 0;
-        for seq in self.withdrawn_in(self.announced, self.committed) {
-            buffer.extend_from_slice(&seq.to_le_bytes());
-            withdrawn += 1;
-        }
-        let head = BatchHead {
-            stream: self.id,
-            first_seq: (self.sealed_seq() + 1).into(),
-            commit_from: self.announced.into(),
-            commit_to: self.committed.into(),
-            entries: self.open.entries.into(),
-            entries_bytes: (entries_bytes as u32).into(),
-            withdrawn: withdrawn.into(),
-            reserved: 0.into(),
-        };
-        buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
+        self.finish_batch(&mut buffer, (self.sealed_seq() + 1, self.open.entries), (self.announced, self.committed));
         wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
         self.usual_bytes = buffer.len().max(512);
         self.open = Open::default();
@@ -219,22 +203,7 @@ impl OwnStream {
         assert!(self.trimmed <= from && to <= self.committed, "the fate of {from}..{to} is known");
         let mut buffer = BytesMut::with_capacity(BATCH_START);
         buffer.extend_from_slice(&[0; BATCH_START]);
-        let mut withdrawn = 0;
-        for seq in self.withdrawn_in(from, to) {
-            buffer.extend_from_slice(&seq.to_le_bytes());
-            withdrawn += 1;
-        }
-        let head = BatchHead {
-            stream: self.id,
-            first_seq: (to + 1).into(),
-            commit_from: from.into(),
-            commit_to: to.into(),
-            entries: 0.into(),
-            entries_bytes: 0.into(),
-            withdrawn: withdrawn.into(),
-            reserved: 0.into(),
-        };
-        buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
+        self.finish_batch(&mut buffer, (to + 1, 0), (from, to));
         wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
         buffer.freeze()
     }
@@ -244,6 +213,28 @@ impl OwnStream {
         assert!(from <= to, "a watermark does not go back");
         // Half open, for `(from + 1)..=to` is a panic where they are equal.
         self.withdrawn.range(from + 1..to + 1)
+    }
+
+    /// Ends a body whose entries (the first one's number, and how many) are encoded: the withdrawn numbers that the watermark
+    /// passes between `from` and `to`, and the head.
+    fn finish_batch(&self, buffer: &mut BytesMut, (first_seq, entries): (u64, u32), (from, to): (u64, u64)) {
+        let entries_bytes = buffer.len() - BATCH_START;
+        let mut withdrawn = 0;
+        for seq in self.withdrawn_in(from, to) {
+            buffer.extend_from_slice(&seq.to_le_bytes());
+            withdrawn += 1;
+        }
+        let head = BatchHead {
+            stream: self.id,
+            first_seq: first_seq.into(),
+            commit_from: from.into(),
+            commit_to: to.into(),
+            entries: entries.into(),
+            entries_bytes: (entries_bytes as u32).into(),
+            withdrawn: withdrawn.into(),
+            reserved: 0.into(),
+        };
+        buffer[HEADER_BYTES..BATCH_START].copy_from_slice(head.as_bytes());
     }
 
     /// The sealed frame with this number, if it is kept and there is one.
