@@ -9,6 +9,7 @@
 //! | [`topology`] | zones, nodes, shards; the cluster file; key → shard |
 //! | [`tuning`] | the tuning file: every knob, its unit, its default, its check |
 //! | [`command`] | client commands and their outcomes |
+//! | [`mutant`] | known bugs that the simulator's tests plant, to prove that it finds them |
 //! | [`store`] | the key-value state machine, deterministic, per object |
 //! | [`quorum`] | quorum systems, asked by question |
 //! | [`config`] | the files that operators write: reading and checking them |
@@ -20,6 +21,7 @@
 //! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //! | [`cmd`] | `wpaxos cmd`: one-off commands |
+//! | `sim` (feature `sim`) | the deterministic simulator: whole clusters in virtual time, faults, oracles |
 //!
 //! Imports go down only: `shard` and `client` → `config`, `api`, `wire`, `protocol` → `store`, `quorum`, `command`,
 //! `topology`. Nothing below `protocol` knows a socket, a file, a thread, a clock or a random source.
@@ -31,10 +33,13 @@ pub mod command;
 pub mod config;
 pub mod failure;
 pub mod local;
+pub mod mutant;
 pub mod protocol;
 pub mod quorum;
 pub mod server;
 pub mod shard;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod store;
 pub mod topology;
 pub mod tuning;

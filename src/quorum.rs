@@ -143,6 +143,18 @@ impl Quorums {
         }
     }
 
+    /// How many nodes the smallest phase-2 quorum has. Not every set of so many nodes is one.
+    pub fn smallest_phase2(&self) -> usize {
+        match &self.rule {
+            Rule::Count { phase2, .. } => *phase2,
+            Rule::Zones { zones, phase2, .. } => {
+                let mut thresholds: Vec<usize> = zones.iter().map(|zone| zone.phase2).collect();
+                thresholds.sort_unstable();
+                thresholds[..*phase2].iter().sum()
+            }
+        }
+    }
+
     /// The highest number n such that the nodes with `acked` ≥ n are a phase-2 quorum; `acked` by [`NodeIndex`].
     /// Allocates nothing.
     ///

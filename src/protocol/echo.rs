@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Micros, Outputs, Protocol, RecordId, Reply, ReplyTo, Request, Send};
+use super::{Micros, Outputs, Protocol, Record, RecordId, Reply, ReplyTo, Request, Send};
 use crate::{
     command::{Action, Command, Status},
     topology::{Cluster, NodeId, NodeIndex, NodeSet},
@@ -209,6 +209,13 @@ impl Protocol for Echo {
     }
 
     fn on_durable(&mut self, _: Micros, _: RecordId, _: &mut Outputs) {}
+
+    /// An echo keeps nothing.
+    fn on_replay(&mut self, _: Micros, _: &Record) -> Result<(), FrameError> {
+        Ok(())
+    }
+
+    fn end_replay(&mut self, _: Micros) {}
 
     fn on_tick(&mut self, now: Micros, out: &mut Outputs) {
         while self.waiting.front().is_some_and(|waiting| now.since(waiting.since) > self.timeout_us) {

@@ -111,7 +111,7 @@ pub struct Send {
 }
 
 /// A record for the log: a frame as it came, or one of this node's own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// Its number; records come in the order of their numbers, without gaps.
     pub id: RecordId,
@@ -196,6 +196,16 @@ pub trait Protocol {
 
     /// Everything up to `record` is durable.
     fn on_durable(&mut self, now: Micros, record: RecordId, out: &mut Outputs);
+
+    /// Takes a record of an earlier boot's log, in the order in which it was written and before any other input: the state
+    /// becomes what the records say, and nothing is sent or answered.
+    ///
+    /// # Errors
+    /// If the record is malformed.
+    fn on_replay(&mut self, now: Micros, record: &Record) -> Result<(), FrameError>;
+
+    /// The whole log has been replayed.
+    fn end_replay(&mut self, now: Micros);
 
     /// Time passes: called about every millisecond while anything is under way, and at least every
     /// [`IDLE_TICK_US`] otherwise.

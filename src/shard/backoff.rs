@@ -3,7 +3,7 @@
 /// Waits that double from the shortest to the longest, each of them shortened by a random part of up to a half, so that
 /// nodes that lost each other at once do not come back at once.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     min_us: u64,
     max_us: u64,
     next_us: u64,
@@ -18,12 +18,12 @@ impl Backoff {
     }
 
     /// After success: the next wait is a short one.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next_us = self.min_us;
     }
 
     /// The next wait in microseconds.
-    pub(super) fn next_us(&mut self) -> u64 {
+    pub(crate) fn next_us(&mut self) -> u64 {
         // xorshift64: no more is asked of it than that two nodes differ.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;

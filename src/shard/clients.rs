@@ -178,7 +178,7 @@ impl Clients {
 
     fn send_to(&mut self, key: Key, counters: &mut Counters) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        match client.queue.send(&client.connection.socket) {
+        match client.queue.send(client.connection.socket()) {
             Ok(sent) => {
                 counters.client_sent(sent);
                 client.blocked = sent.blocked;

@@ -1,44 +1,53 @@
-//! One TCP connection as the shard's synchronous half sees it.
+//! One connection as the shard's synchronous half sees it.
 
 use std::{
     cell::Cell,
-    io,
+    fmt, io,
+    io::IoSlice,
     net::{Shutdown, SocketAddr, TcpStream},
 };
 
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+
 use super::notify::Notify;
 
-/// The sending half of a connection, and the means to end it. The receiving half belongs to its reader task.
-#[derive(Debug)]
-pub(super) struct Connection {
-    /// A descriptor of its own for the same socket, so that a send can never reach a number that was closed and given
-    /// out again.
-    pub(super) socket: TcpStream,
-    /// Who is at the other end.
-    pub(super) peer: SocketAddr,
-    /// Whether its hello was taken; until then it has a time limit.
-    pub(super) established: Cell<bool>,
-    /// Wakes a reader that was told to wait.
-    pub(super) resume: Notify,
-    closed: Cell<bool>,
-}
-
-impl Connection {
-    /// The other half of a glommio stream.
+/// The sending half of a byte stream to somebody: a TCP socket, or one that the simulator carries. One call is one system
+/// call.
+pub(crate) trait Socket: fmt::Debug {
+    /// Takes bytes of `parts`, one behind the other: how many. Fewer than there are means that it takes no more for now.
     ///
     /// # Errors
-    /// If there are no descriptors left, or the connection is gone already.
-    pub(super) fn of(stream: &glommio::net::TcpStream) -> io::Result<Self> {
-        let socket: TcpStream = socket2_04::SockRef::from(stream).try_clone()?.into();
-        socket.set_nodelay(true)?;
-        let peer = socket.peer_addr()?;
-        let (established, closed) = (Cell::new(false), Cell::new(false));
-        Ok(Self { socket, peer, established, resume: Notify::default(), closed })
+    /// If the connection is broken.
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Asks for buffers of these sizes; 0 leaves one as it is. What is granted may be less.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    fn set_buffers(&self, send_bytes: usize, receive_bytes: usize) -> io::Result<()>;
+
+    /// Ends the connection both ways: its reader finds the end of the stream.
+    fn shutdown(&self);
+}
+
+impl Socket for TcpStream {
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+        loop {
+            let sent = match parts {
+                [only] => rustix::net::send(self, only, FLAGS),
+                _ => rustix::net::sendmsg(self, parts, &mut SendAncillaryBuffer::default(), FLAGS),
+            };
+            match sent {
+                Err(rustix::io::Errno::AGAIN) => return Ok(0),
+                Err(rustix::io::Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
     }
 
-    /// Asks the kernel for buffers of these sizes; 0 leaves one as it is. What it grants may be less.
-    pub(super) fn set_buffers(&self, send_bytes: usize, receive_bytes: usize) -> io::Result<()> {
-        let socket = socket2::SockRef::from(&self.socket);
+    fn set_buffers(&self, send_bytes: usize, receive_bytes: usize) -> io::Result<()> {
+        let socket = socket2::SockRef::from(self);
         if send_bytes > 0 {
             socket.set_send_buffer_size(send_bytes)?;
         }
@@ -48,11 +57,54 @@ impl Connection {
         Ok(())
     }
 
+    fn shutdown(&self) {
+        // It may be gone already; there is nothing else to do then.
+        let _ = Self::shutdown(self, Shutdown::Both);
+    }
+}
+
+/// The sending half of a connection, and the means to end it. The receiving half belongs to its reader.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: Box<dyn Socket>,
+    /// Who is at the other end.
+    pub(super) peer: SocketAddr,
+    /// Whether its hello was taken; until then it has a time limit.
+    pub(super) established: Cell<bool>,
+    /// Wakes a reader that was told to wait.
+    pub(crate) resume: Notify,
+    closed: Cell<bool>,
+}
+
+impl Connection {
+    /// Over this socket.
+    pub(crate) fn new(socket: Box<dyn Socket>, peer: SocketAddr) -> Self {
+        let (established, closed) = (Cell::new(false), Cell::new(false));
+        Self { socket, peer, established, resume: Notify::default(), closed }
+    }
+
+    /// The other half of a glommio stream.
+    ///
+    /// # Errors
+    /// If there are no descriptors left, or the connection is gone already.
+    pub(super) fn of(stream: &glommio::net::TcpStream) -> io::Result<Self> {
+        // A descriptor of its own for the same socket, so that a send can never reach a number that was closed and given
+        // out again.
+        let socket: TcpStream = socket2_04::SockRef::from(stream).try_clone()?.into();
+        socket.set_nodelay(true)?;
+        let peer = socket.peer_addr()?;
+        Ok(Self::new(Box::new(socket), peer))
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> &dyn Socket {
+        &*self.socket
+    }
+
     /// Ends the connection both ways: its reader finds the end of the stream.
     pub(super) fn close(&self) {
         if !self.closed.replace(true) {
-            // It may be gone already; there is nothing else to do then.
-            let _ = self.socket.shutdown(Shutdown::Both);
+            self.socket.shutdown();
             self.resume.notify();
         }
     }
@@ -64,8 +116,7 @@ impl Connection {
 
     /// Sends a frame at once or not at all: for the few that are sent while nothing is queued.
     pub(super) fn send_now(&self, frame: &[u8]) -> io::Result<()> {
-        let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
-        let sent = rustix::net::send(&self.socket, frame, flags)?;
+        let sent = self.socket.send(&[IoSlice::new(frame)])?;
         if sent < frame.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     counters::Counters,
     hello::{Code, Refusal},
     links::Links,
+    log::Log,
     mailbox::{LentAnswer, LentRequest},
     node::Node,
     receive::Receiver,
@@ -19,7 +20,7 @@ use crate::{
     api::native::{self, ReplyRef},
     command::{Command, Op, Status},
     failure::Failure,
-    protocol::{IDLE_TICK_US, Micros, Outputs, Protocol, ReadMode, ReplyTo, Request},
+    protocol::{IDLE_TICK_US, Micros, Outputs, Protocol, ReadMode, RecordId, ReplyTo, Request},
     topology::{NodeIndex, ShardId, ZoneIndex, shard_of, token_of},
     wire::{self, Frame, Kind},
 };
@@ -35,6 +36,9 @@ pub(super) struct Core<P> {
     pub(super) shard: ShardId,
     protocol: P,
     out: Outputs,
+    log: Box<dyn Log>,
+    /// What the protocol knows to be durable.
+    durable: RecordId,
     links: Links,
     clients: Clients,
     /// Who waits for what; a request's [`ReplyTo`] is a key of it.
@@ -55,7 +59,7 @@ pub(super) struct Core<P> {
 
 /// When a turn wants the next one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// At this time, or when something comes in.
     At(Micros),
     /// Never: the shard has stopped.
@@ -63,13 +67,16 @@ pub(super) enum Next {
 }
 
 impl<P: Protocol> Core<P> {
-    pub(super) fn new(node: Arc<Node>, shard: ShardId, protocol: P) -> Self {
+    /// `log` has everything that `protocol` has replayed.
+    pub(super) fn new(node: Arc<Node>, shard: ShardId, protocol: P, log: Box<dyn Log>) -> Self {
         let (cluster, flow) = (&node.cluster, &node.tuning.flow);
         let zone = node.member().zone;
         let half = |peer| cluster.wan.as_ref().map_or(0, |wan| wan.rtt_us(zone, peer) / 2);
         let delay_us = cluster.nodes.iter().map(|member| half(member.zone)).collect();
         Self {
             out: Outputs::new(cluster.nodes.len()),
+            durable: log.durable(),
+            log,
             links: Links::new(node.index, delay_us, flow.link_queue_bytes_max),
             clients: Clients::new(shard, flow.client_requests_max, flow.client_queue_bytes_max),
             waiting: Slab::new(),
@@ -85,6 +92,24 @@ impl<P: Protocol> Core<P> {
             node,
             shard,
         }
+    }
+
+    /// The protocol, to be looked at.
+    #[cfg(feature = "sim")]
+    pub(super) fn protocol(&self) -> &P {
+        &self.protocol
+    }
+
+    /// Takes every frame that was queued for a peer since the last call.
+    #[cfg(feature = "sim")]
+    pub(super) fn take_tap(&mut self) -> Vec<(NodeIndex, Bytes)> {
+        self.links.take_tap()
+    }
+
+    /// How full the bounded places are.
+    #[cfg(feature = "sim")]
+    pub(super) fn fill(&mut self) -> super::Fill {
+        super::Fill { link_queue_bytes: self.links.fullest_bytes(), client_queue_bytes: self.clients.queue_bytes() }
     }
 
     // ---- connections ---------------------------------------------------------------------------------------------
@@ -355,6 +380,7 @@ impl<P: Protocol> Core<P> {
         if self.node.cluster.shards > 1 {
             self.take_mail(now);
         }
+        self.learn_durable(now);
         let ticks = now >= self.next_tick;
         if ticks {
             self.tick(now);
@@ -369,21 +395,34 @@ impl<P: Protocol> Core<P> {
         self.next(now)
     }
 
-    /// Flushes the protocol until it has no more records, and routes what it wants done. Nothing is kept, so a record
-    /// is durable as soon as it is there.
+    /// Flushes the protocol until it has no more records and knows what is durable, and routes what it wants done.
     fn settle(&mut self, now: Micros) {
         loop {
             self.links.room(&mut self.out.room);
             self.counters.flushes += 1;
             self.protocol.flush(now, &mut self.out);
+            self.log.append(&mut self.out.records);
+            let durable = self.log.durable();
             for send in self.out.sends.drain(..) {
-                self.links.push(now, send.to, send.frame, &mut self.counters);
+                self.links.push(now, send, durable, &mut self.counters);
             }
-            let Some(last) = self.out.records.last().map(|record| record.id) else { break };
-            self.out.records.clear();
-            self.protocol.on_durable(now, last, &mut self.out);
+            if !self.learn_durable(now) {
+                break;
+            }
         }
         self.route_replies();
+    }
+
+    /// Tells the protocol and the links how far the log is; false if that is nothing new.
+    fn learn_durable(&mut self, now: Micros) -> bool {
+        let durable = self.log.durable();
+        if durable <= self.durable {
+            return false;
+        }
+        self.durable = durable;
+        self.links.release_durable(now, durable, &mut self.counters);
+        self.protocol.on_durable(now, durable, &mut self.out);
+        true
     }
 
     fn route_replies(&mut self) {

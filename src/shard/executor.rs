@@ -12,7 +12,7 @@ use std::{
 
 use glommio::{GlommioError, Task, net::TcpListener, timer::Timer};
 
-use super::{Host, Node, Shard, ShardContext, core::Next, sessions};
+use super::{Host, Node, Shard, ShardContext, core::Next, log::Unlogged, sessions};
 use crate::{
     failure::Failure,
     protocol::{Micros, Protocol},
@@ -92,7 +92,7 @@ where
             return;
         }
     };
-    let this = Shard::new(Arc::clone(&node), shard, make(context(&node, shard)));
+    let this = Shard::new(Arc::clone(&node), shard, make(context(&node, shard)), Box::<Unlogged>::default());
     let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), listener))];
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
@@ -109,7 +109,7 @@ fn context(node: &Node, shard: ShardId) -> ShardContext {
         node: node.index,
         shard,
         incarnation: node.incarnation,
-        boot: 1,
+        boot: u64::from(node.boot),
         now: node.now(),
         seed: node.incarnation.rotate_left(17) ^ (u64::from(shard.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
     }

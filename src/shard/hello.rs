@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    mutant::Mutant,
     topology::{Cluster, NodeId, NodeIndex, ShardId},
     wire::{self, Frame, Kind, WIRE_VERSION},
 };
@@ -203,20 +204,29 @@ pub(super) fn check(own: &PeerHello, cluster: &Cluster, said: &PeerHello) -> Res
 
 /// The incarnation that each peer had when this process first met it. Shared by the shards of a node.
 #[derive(Debug)]
-pub(super) struct Incarnations(Vec<AtomicU64>);
+pub(super) struct Incarnations {
+    first: Vec<AtomicU64>,
+    mutant: Option<Mutant>,
+}
 
 impl Incarnations {
     pub(super) fn new(nodes: usize) -> Self {
-        Self((0..nodes).map(|_| AtomicU64::new(0)).collect())
+        Self::of(nodes, None)
+    }
+
+    /// With a bug, if one is to be planted.
+    pub(super) fn of(nodes: usize, mutant: Option<Mutant>) -> Self {
+        Self { first: (0..nodes).map(|_| AtomicU64::new(0)).collect(), mutant }
     }
 
     /// Remembers the first incarnation of a peer and refuses every other (`protocol.md` §8): a node that comes back
     /// without its state has forgotten what it promised, and must not vote.
     pub(super) fn check(&self, peer: NodeIndex, said: &PeerHello) -> Result<(), Refusal> {
-        let first = &self.0[peer.index()];
+        let first = &self.first[peer.index()];
         match first.compare_exchange(0, said.incarnation, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(known) if known == said.incarnation => Ok(()),
+            Err(_) if Mutant::NewcomerVotes.is_in(self.mutant) => Ok(()),
             Err(known) => {
                 let reason = format!(
                     "{} was here as incarnation {known:016x} and comes back as {:016x}: it has lost what it promised \

@@ -1,12 +1,12 @@
 //! The links of a shard to the same shard of its peers.
 
-use std::rc::Rc;
+use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 
 use super::{connection::Connection, counters::Counters, outbox::FrameQueue};
 use crate::{
-    protocol::Micros,
+    protocol::{Micros, RecordId, Send},
     topology::{NodeIndex, NodeSet},
 };
 
@@ -15,6 +15,9 @@ use crate::{
 struct Link {
     connection: Rc<Connection>,
     queue: FrameQueue,
+    /// Frames that wait for the log, with the records that they wait for, and frames behind them.
+    undurable: VecDeque<(RecordId, Bytes)>,
+    undurable_bytes: usize,
     /// Tells this connection from earlier and later ones of the same peer.
     serial: u64,
 }
@@ -30,6 +33,9 @@ pub(super) struct Links {
     pending: NodeSet,
     queue_bytes_max: usize,
     last_serial: u64,
+    /// Every frame that was queued since the simulator looked.
+    #[cfg(feature = "sim")]
+    tap: Vec<(NodeIndex, Bytes)>,
 }
 
 /// A link whose frames are held back holds at most this many bytes: its pipe is full then.
@@ -39,7 +45,16 @@ impl Links {
     /// All of them down. `delay_us` is by node.
     pub(super) fn new(own: NodeIndex, delay_us: Vec<u64>, queue_bytes_max: usize) -> Self {
         let peers = delay_us.iter().map(|_| None).collect();
-        Self { own, peers, delay_us, pending: NodeSet::EMPTY, queue_bytes_max, last_serial: 0 }
+        Self {
+            own,
+            peers,
+            delay_us,
+            pending: NodeSet::EMPTY,
+            queue_bytes_max,
+            last_serial: 0,
+            #[cfg(feature = "sim")]
+            tap: Vec::new(),
+        }
     }
 
     /// Puts a connection into its place; any earlier one has to be taken [`Self::down`] before.
@@ -47,8 +62,13 @@ impl Links {
         assert!(self.peers[peer.index()].is_none(), "the old link is taken down before the new one is up");
         assert!(peer != self.own, "no node has a link to itself");
         self.last_serial += 1;
-        let link = Link { connection, queue: FrameQueue::default(), serial: self.last_serial };
-        self.peers[peer.index()] = Some(link);
+        self.peers[peer.index()] = Some(Link {
+            connection,
+            queue: FrameQueue::default(),
+            undurable: VecDeque::new(),
+            undurable_bytes: 0,
+            serial: self.last_serial,
+        });
         self.last_serial
     }
 
@@ -69,7 +89,7 @@ impl Links {
         for (room, link) in room.iter_mut().zip(&self.peers) {
             *room = match link {
                 Some(link) if link.queue.held_bytes() < HELD_BYTES_MAX => {
-                    self.queue_bytes_max.saturating_sub(link.queue.ready_bytes())
+                    self.queue_bytes_max.saturating_sub(link.queue.ready_bytes() + link.undurable_bytes)
                 }
                 _ => 0,
             };
@@ -77,13 +97,39 @@ impl Links {
         room[self.own.index()] = usize::MAX;
     }
 
-    /// Queues a frame; without a link it is dropped.
-    pub(super) fn push(&mut self, now: Micros, to: NodeIndex, frame: Bytes, counters: &mut Counters) {
-        let Some(link) = &mut self.peers[to.index()] else {
+    /// Queues a frame; without a link it is dropped. A frame that depends on a record that is not durable waits for it, and
+    /// holds up those behind it.
+    pub(super) fn push(&mut self, now: Micros, send: Send, durable: RecordId, counters: &mut Counters) {
+        let Some(link) = &mut self.peers[send.to.index()] else {
             counters.link_frames_dropped += 1;
             return;
         };
+        if send.after > durable || !link.undurable.is_empty() {
+            link.undurable_bytes += send.frame.len();
+            link.undurable.push_back((send.after, send.frame));
+        } else {
+            self.queue(now, send.to, send.frame, counters);
+        }
+    }
+
+    /// Queues the frames that have waited for what is durable now.
+    pub(super) fn release_durable(&mut self, now: Micros, durable: RecordId, counters: &mut Counters) {
+        for index in 0..self.peers.len() {
+            while let Some(link) = &mut self.peers[index]
+                && link.undurable.front().is_some_and(|(after, _)| *after <= durable)
+            {
+                let (_, frame) = link.undurable.pop_front().expect("just seen");
+                link.undurable_bytes -= frame.len();
+                self.queue(now, NodeIndex(index as u8), frame, counters);
+            }
+        }
+    }
+
+    fn queue(&mut self, now: Micros, to: NodeIndex, frame: Bytes, counters: &mut Counters) {
+        let Some(link) = &mut self.peers[to.index()] else { return };
         counters.link_frames_queued += 1;
+        #[cfg(feature = "sim")]
+        self.tap.push((to, frame.clone()));
         match self.delay_us[to.index()] {
             0 => {
                 link.queue.push(frame);
@@ -116,7 +162,7 @@ impl Links {
                 self.pending.remove(peer);
                 continue;
             };
-            match link.queue.send(&link.connection.socket) {
+            match link.queue.send(link.connection.socket()) {
                 Ok(sent) => {
                     counters.link_sent(sent);
                     if !sent.blocked {
@@ -131,6 +177,19 @@ impl Links {
                 }
             }
         }
+    }
+
+    /// Takes every frame that was queued since the last call.
+    #[cfg(feature = "sim")]
+    pub(super) fn take_tap(&mut self) -> Vec<(NodeIndex, Bytes)> {
+        std::mem::take(&mut self.tap)
+    }
+
+    /// Bytes in the fullest queue, held back ones included.
+    #[cfg(feature = "sim")]
+    pub(super) fn fullest_bytes(&self) -> usize {
+        let bytes = |link: &Link| link.queue.ready_bytes() + link.queue.held_bytes() + link.undurable_bytes;
+        self.peers.iter().flatten().map(bytes).max().unwrap_or(0)
     }
 
     /// Whether something waits for a socket to take it.

@@ -34,20 +34,33 @@ mod clients;
 mod connection;
 mod core;
 mod counters;
+#[cfg(feature = "sim")]
+mod driven;
 mod executor;
 mod hello;
 mod host;
 mod links;
+mod log;
 mod mailbox;
 mod node;
 mod notify;
 mod outbox;
 mod receive;
+mod session;
 mod sessions;
 mod slab;
 
 pub use hello::{Code, PeerHello, Refusal};
 
+pub(crate) use self::log::Log;
+#[cfg(feature = "sim")]
+pub(crate) use self::{
+    backoff::Backoff,
+    connection::{Connection, Socket},
+    core::Next,
+    driven::Fill,
+    session::{Ended, Reading, Session},
+};
 pub(crate) use executor::{Executor, spawn};
 pub(crate) use host::Host;
 pub(crate) use node::Node;
@@ -74,7 +87,7 @@ pub struct ShardContext {
 }
 
 /// A shard as its tasks share it.
-struct Shard<P> {
+pub(crate) struct Shard<P> {
     core: RefCell<core::Core<P>>,
     /// Wakes the turn task.
     wake: notify::Notify,
@@ -88,10 +101,10 @@ struct Shard<P> {
 }
 
 impl<P: Protocol> Shard<P> {
-    fn new(node: Arc<Node>, shard: ShardId, protocol: P) -> Rc<Self> {
+    pub(crate) fn new(node: Arc<Node>, shard: ShardId, protocol: P, log: Box<dyn Log>) -> Rc<Self> {
         let welcome = serde_json::to_vec(&node.welcome(shard)).expect("plain fields become JSON");
         Rc::new(Self {
-            core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol)),
+            core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log)),
             wake: notify::Notify::default(),
             serving: Cell::new(0),
             hello: node.hello(shard),
@@ -102,7 +115,7 @@ impl<P: Protocol> Shard<P> {
     }
 
     /// This node's id.
-    fn id(&self) -> NodeId {
+    pub(crate) fn id(&self) -> NodeId {
         self.node.member().id
     }
 

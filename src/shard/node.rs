@@ -22,14 +22,36 @@ use crate::{
     wire::WIRE_VERSION,
 };
 
+/// Where a node takes the time from.
+#[derive(Debug)]
+pub(crate) enum Clock {
+    /// The machine's monotonic clock, from this moment on.
+    Monotonic(Instant),
+    /// Whoever drives the node says what time it is, in microseconds.
+    #[cfg(feature = "sim")]
+    Driven(std::sync::atomic::AtomicU64),
+}
+
+impl Clock {
+    fn now(&self) -> Micros {
+        match self {
+            Self::Monotonic(started) => Micros(started.elapsed().as_micros() as u64),
+            #[cfg(feature = "sim")]
+            Self::Driven(now) => Micros(now.load(Ordering::Relaxed)),
+        }
+    }
+}
+
 /// A node of this process.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) tuning: Arc<Tuning>,
     pub(crate) index: NodeIndex,
-    /// Drawn at the start: the state is in memory and begins with the process.
+    /// Drawn when the state began.
     pub(crate) incarnation: u64,
+    /// How often it has started on that state, from 1.
+    pub(crate) boot: u32,
     /// What a report must say, by name.
     pub(crate) facts: BTreeMap<String, String>,
     /// Set to stop this node; each shard sees it within a tick.
@@ -38,7 +60,7 @@ pub(crate) struct Node {
     stop_all: Arc<AtomicBool>,
     pub(super) incarnations: Incarnations,
     pub(super) mailboxes: Mailboxes,
-    started: Instant,
+    clock: Clock,
     failure: Mutex<Option<Failure>>,
     /// Whether each link is up, by shard, then by node.
     links: Vec<AtomicBool>,
@@ -57,13 +79,14 @@ impl Node {
         Self {
             incarnations: Incarnations::new(cluster.nodes.len()),
             mailboxes: Mailboxes::new(cluster.shards),
-            started: Instant::now(),
+            clock: Clock::Monotonic(Instant::now()),
             failure: Mutex::new(None),
             links: (0..links).map(|_| AtomicBool::new(false)).collect(),
             cluster,
             tuning,
             index,
             incarnation,
+            boot: 1,
             facts,
             stop: AtomicBool::new(false),
             stop_all,
@@ -77,7 +100,23 @@ impl Node {
 
     /// Microseconds since the start, monotonic.
     pub(super) fn now(&self) -> Micros {
-        Micros(self.started.elapsed().as_micros() as u64)
+        self.clock.now()
+    }
+
+    /// The same node on another clock, on its `boot`th start, with a bug if one is to be planted.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(self, now: Micros, boot: u32, mutant: Option<crate::mutant::Mutant>) -> Self {
+        let incarnations = Incarnations::of(self.cluster.nodes.len(), mutant);
+        Self { clock: Clock::Driven(std::sync::atomic::AtomicU64::new(now.0)), boot, incarnations, ..self }
+    }
+
+    /// Sets a driven clock.
+    #[cfg(feature = "sim")]
+    pub(crate) fn set_now(&self, now: Micros) {
+        match &self.clock {
+            Clock::Driven(time) => time.store(now.0, Ordering::Relaxed),
+            Clock::Monotonic(_) => unreachable!("a real clock is not set"),
+        }
     }
 
     /// Ends the whole node because it cannot go on.
@@ -126,7 +165,7 @@ impl Node {
             configuration: format!("{:016x}", self.cluster.fingerprint()),
             node: self.member().id.to_string(),
             incarnation: self.incarnation,
-            boot: 1,
+            boot: u64::from(self.boot),
             shard: shard.0,
             shards: self.cluster.shards,
         }

@@ -8,14 +8,14 @@ use std::{
 
 /// A flag that one task waits for. Setting it twice before the task runs wakes it once.
 #[derive(Debug, Default)]
-pub(super) struct Notify {
+pub(crate) struct Notify {
     set: Cell<bool>,
     waiter: RefCell<Option<Waker>>,
 }
 
 impl Notify {
     /// Sets the flag and wakes the task.
-    pub(super) fn notify(&self) {
+    pub(crate) fn notify(&self) {
         if !self.set.replace(true)
             && let Some(waiter) = self.waiter.borrow().as_ref()
         {
@@ -24,12 +24,12 @@ impl Notify {
     }
 
     /// Takes the flag.
-    pub(super) fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         self.set.replace(false)
     }
 
     /// Takes the flag, or has the task woken when it is set.
-    pub(super) fn poll(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<()> {
         if self.take() {
             return Poll::Ready(());
         }

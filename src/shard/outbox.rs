@@ -1,15 +1,14 @@
 //! What waits to be written to a socket, and the one system call that writes it.
 
-use std::{collections::VecDeque, io, io::IoSlice, net::TcpStream};
+use std::{collections::VecDeque, io, io::IoSlice};
 
 use bytes::{Buf, Bytes, BytesMut};
-use rustix::net::{SendAncillaryBuffer, SendFlags};
 
+use super::connection::Socket;
 use crate::protocol::Micros;
 
 /// Frames that one system call takes at most.
 const FRAMES_PER_SEND: usize = 64;
-const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
 /// What a send did, for the counters.
 #[derive(Clone, Copy, Default, Debug)]
@@ -76,37 +75,22 @@ impl FrameQueue {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub(super) fn send(&mut self, socket: &TcpStream) -> io::Result<Sent> {
+    pub(super) fn send(&mut self, socket: &dyn Socket) -> io::Result<Sent> {
         let mut sent = Sent::default();
         while !self.ready.is_empty() && !sent.blocked {
-            sent.calls += 1;
-            let offered = self.ready.iter().take(FRAMES_PER_SEND).map(Bytes::len).sum::<usize>();
-            let taken = match self.send_once(socket) {
-                Ok(taken) => taken,
-                Err(rustix::io::Errno::AGAIN) => 0,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
+            let mut slices = [IoSlice::new(&[]); FRAMES_PER_SEND];
+            let (mut count, mut offered) = (0, 0);
+            for (slice, frame) in slices.iter_mut().zip(&self.ready) {
+                *slice = IoSlice::new(frame);
+                (count, offered) = (count + 1, offered + frame.len());
+            }
+            let taken = socket.send(&slices[..count])?;
             self.forget(taken);
+            sent.calls += 1;
             sent.bytes += taken as u64;
             sent.blocked = taken < offered;
         }
         Ok(sent)
-    }
-
-    fn send_once(&self, socket: &TcpStream) -> rustix::io::Result<usize> {
-        if let [only] = self.ready.as_slices().0
-            && self.ready.len() == 1
-        {
-            return rustix::net::send(socket, only, FLAGS);
-        }
-        let mut slices = [IoSlice::new(&[]); FRAMES_PER_SEND];
-        let mut count = 0;
-        for (slice, frame) in slices.iter_mut().zip(&self.ready) {
-            *slice = IoSlice::new(frame);
-            count += 1;
-        }
-        rustix::net::sendmsg(socket, &slices[..count], &mut SendAncillaryBuffer::default(), FLAGS)
     }
 
     /// Drops bytes from the front that the kernel has taken.
@@ -174,7 +158,7 @@ impl ByteQueue {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub(super) fn send(&mut self, socket: &TcpStream) -> io::Result<Sent> {
+    pub(super) fn send(&mut self, socket: &dyn Socket) -> io::Result<Sent> {
         let mut sent = Sent::default();
         loop {
             let ready = self.bytes.len() - self.held_bytes;
@@ -182,12 +166,7 @@ impl ByteQueue {
                 break;
             }
             sent.calls += 1;
-            let taken = match rustix::net::send(socket, &self.bytes[..ready], FLAGS) {
-                Ok(taken) => taken,
-                Err(rustix::io::Errno::AGAIN) => 0,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
+            let taken = socket.send(&[IoSlice::new(&self.bytes[..ready])])?;
             self.bytes.advance(taken);
             sent.bytes += taken as u64;
             sent.blocked = taken < ready;
@@ -201,7 +180,10 @@ impl ByteQueue {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, net::TcpListener};
+    use std::{
+        io::Read,
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 

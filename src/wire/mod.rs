@@ -93,6 +93,12 @@ pub enum Kind {
     State = 30,
     /// All states for what a Skip left out have been sent.
     CatchUpDone = 31,
+    /// How far the sender got in streams that have ended.
+    Compare = 32,
+    /// Asks for a list of objects and how much of each is executed.
+    ListRequest = 33,
+    /// A page of that list.
+    List = 34,
     /// First frame of a client's connection ([`crate::api::native`]).
     ClientHello = 64,
     /// The answer to a client's hello: the cluster as JSON.
@@ -130,6 +136,9 @@ impl Kind {
             29 => Self::StateRequest,
             30 => Self::State,
             31 => Self::CatchUpDone,
+            32 => Self::Compare,
+            33 => Self::ListRequest,
+            34 => Self::List,
             64 => Self::ClientHello,
             65 => Self::ClientWelcome,
             66 => Self::Request,
@@ -159,6 +168,9 @@ pub enum FrameError {
     /// Larger than a receiver takes.
     #[error("the frame's body has {0} bytes; at most {BODY_BYTES_MAX} are taken")]
     TooLarge(u32),
+    /// Less or more than one frame.
+    #[error("{0} bytes are not one whole frame")]
+    Partial(usize),
     /// The bytes were changed on the way.
     #[error("the frame's checksum is {said:#010x}, its bytes give {found:#010x}")]
     Checksum {
@@ -320,7 +332,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 25] = [
+    const KINDS: [Kind; 28] = [
         Kind::PeerHello,
         Kind::PeerWelcome,
         Kind::Refused,
@@ -340,6 +352,9 @@ mod tests {
         Kind::StateRequest,
         Kind::State,
         Kind::CatchUpDone,
+        Kind::Compare,
+        Kind::ListRequest,
+        Kind::List,
         Kind::ClientHello,
         Kind::ClientWelcome,
         Kind::Request,

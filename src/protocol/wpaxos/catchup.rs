@@ -1,5 +1,4 @@
-//! Bringing nodes up to date by object state: gaps, streams that no longer reach back, and streams that died
-//! (`protocol.md` §5).
+//! Bringing nodes up to date by object state: gaps, and streams that no longer reach back (`protocol.md` §5).
 
 use zerocopy::IntoBytes;
 
@@ -8,6 +7,7 @@ use super::{
     message::{Reader, SkipBody, StateEntryHead, ballot_from, put_state},
 };
 use crate::{
+    mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     store::ObjectState,
     topology::NodeIndex,
@@ -18,17 +18,19 @@ use crate::{
 const SCAN_PER_TICK: usize = 4096;
 /// How many bytes of link queue a catch-up leaves to everything else.
 const ROOM_LEFT: usize = 1 << 20;
-/// How many dead entries a check takes into phase 1.
-const ORPHANS_PER_CHECK: usize = 1024;
 
 impl WPaxos {
     /// Puts a state in place of what is executed here. Never an older one, and `promised` stays.
     pub(super) fn install(&mut self, object: ObjectIndex, applied: u64, state: ObjectState) {
         let known = &mut self.objects[object];
-        assert!(applied > known.applied, "an older state is never installed");
+        let older = self.config.has(Mutant::OlderStateInstalled);
+        assert!(applied > known.applied || older, "an older state is never installed");
         assert!(known.leading().is_none(), "an owner executes, it does not install");
         known.state = state;
         known.applied = applied;
+        if self.config.has(Mutant::InstallForgetsSessions) {
+            known.state.recent = None;
+        }
         while known.tail.first().is_some_and(|first| first.slot <= applied) {
             known.tail.pop_first();
         }
@@ -38,6 +40,9 @@ impl WPaxos {
 
     /// Decided slots behind a missing one: if what is missing does not come by itself, its state is asked for.
     pub(super) fn note_gap(&mut self, now: Micros, object: ObjectIndex) {
+        if self.config.has(Mutant::GapNeverAsked) {
+            return;
+        }
         let rare = self.objects[object].rare();
         if !rare.gap_noted {
             rare.gap_noted = true;
@@ -132,9 +137,17 @@ impl WPaxos {
             let applied = reader.number(head.applied)?;
             let object = self.object_of(key);
             self.raise(now, object, promised);
-            if applied > self.objects[object].applied {
+            if self.config.has(Mutant::InstallLowersPromise) && self.objects[object].is_idle() {
+                self.objects[object].promised = promised;
+            }
+            if applied > self.objects[object].applied || self.config.has(Mutant::OlderStateInstalled) {
+                let led = self.objects[object].leading().is_some();
                 self.depose(now, object);
                 self.install(object, applied, state);
+                if led {
+                    // There is no rival who will decide what was just withdrawn.
+                    self.orphan_tail(now, object);
+                }
             }
         }
         Ok(())
@@ -146,7 +159,7 @@ impl WPaxos {
         for node in 0..self.links.len() {
             let Some(mut catch_up) = self.links[node].catch_up else { continue };
             let to = NodeIndex(node as u8);
-            let mut room = out.room[node].saturating_sub(ROOM_LEFT);
+            let mut room = out.room[node].saturating_sub(ROOM_LEFT.min(self.config.flow.link_queue_bytes_max / 2));
             for _ in 0..SCAN_PER_TICK {
                 if catch_up.cursor as usize >= self.objects.len() || room == 0 {
                     break;
@@ -179,37 +192,5 @@ impl WPaxos {
             inbound.behind_from = 0;
         }
         Ok(())
-    }
-
-    /// Accepted entries whose stream has died without a watermark are finished by a phase 1 of a live node, each node after
-    /// a time of its own so that one of them does it (`protocol.md` §5, orphans).
-    pub(super) fn check_orphans(&mut self, now: Micros) {
-        let mut dead = Vec::new();
-        for (node, inbound) in self.inbound.iter().enumerate() {
-            let owner = NodeIndex(node as u8);
-            let patience = self.config.timers.orphan_delay_us * (1 + self.orphan_rank(now));
-            let silent = self.is_suspected(now, owner) && now.since(self.links[node].silent_since()) > patience;
-            if owner == self.config.me || !silent {
-                continue;
-            }
-            let id = self.config.nodes[node];
-            let left = inbound.entries().filter(|(_, entry)| {
-                let known = &self.objects[entry.object];
-                known.is_idle() && known.promised.owner() == Some(id) && entry.slot > known.applied
-            });
-            dead.extend(left.map(|(_, entry)| entry.object).take(ORPHANS_PER_CHECK));
-        }
-        for object in dead {
-            if self.objects[object].is_idle() {
-                self.counters.orphans += 1;
-                self.start_phase1(now, object, None);
-            }
-        }
-    }
-
-    /// How many live nodes come before this one.
-    fn orphan_rank(&self, now: Micros) -> u64 {
-        let before = (0..self.config.me.0).map(NodeIndex);
-        before.filter(|node| !self.is_suspected(now, *node)).count() as u64
     }
 }

@@ -1,8 +1,10 @@
 //! What one shard of one node needs to know of its cluster.
 
+use super::Ballot;
 use crate::{
+    mutant::Mutant,
     quorum::{QuorumError, Quorums},
-    topology::{Cluster, Home, InitialOwner, NodeId, NodeIndex, StealPolicy, WanMatrix, ZoneIndex},
+    topology::{Cluster, Home, InitialOwner, NodeId, NodeIndex, NodeSet, StealPolicy, WanMatrix, ZoneIndex},
     tuning::{Batch, Flow, Timers, Tuning},
 };
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub flow: Flow,
     /// Times.
     pub timers: Timers,
+    /// A bug planted by a test of the simulator.
+    pub mutant: Option<Mutant>,
 }
 
 impl Config {
@@ -80,12 +84,61 @@ impl Config {
             batch: tuning.batch,
             flow: tuning.flow,
             timers: tuning.timers,
+            mutant: None,
         })
     }
 
     /// This node's name.
     pub fn my_id(&self) -> NodeId {
         self.nodes[self.me.index()]
+    }
+
+    /// Whether this bug is planted: never, but in tests of the simulator.
+    #[inline(always)]
+    pub(super) fn has(&self, mutant: Mutant) -> bool {
+        mutant.is_in(self.mutant)
+    }
+
+    /// Whether promises of these nodes complete phase 1.
+    pub(super) fn is_phase1_quorum(&self, set: NodeSet) -> bool {
+        let is_quorum = |set| self.quorums.is_phase1_quorum(set);
+        is_quorum(set) || (self.has(Mutant::Phase1OneShort) && self.with_one_more(set).any(is_quorum))
+    }
+
+    /// Whether these nodes together can decide.
+    pub(super) fn is_phase2_quorum(&self, set: NodeSet) -> bool {
+        if self.has(Mutant::QuorumAsTotal) {
+            return set.len() >= self.quorums.smallest_phase2();
+        }
+        let is_quorum = |set| self.quorums.is_phase2_quorum(set);
+        is_quorum(set) || (self.has(Mutant::ReadOneShort) && self.with_one_more(set).any(is_quorum))
+    }
+
+    /// The highest number that a phase-2 quorum has acked.
+    pub(super) fn phase2_watermark(&self, acked: &mut [u64]) -> u64 {
+        if self.has(Mutant::QuorumAsTotal) {
+            acked.sort_unstable();
+            return acked[acked.len() - self.quorums.smallest_phase2()];
+        }
+        if self.has(Mutant::Phase2OneShort) {
+            let most = *acked.iter().max().expect("a node");
+            *acked.iter_mut().min().expect("a node") = most;
+        }
+        self.quorums.phase2_watermark(acked)
+    }
+
+    /// A set with each of the nodes in turn.
+    fn with_one_more(&self, set: NodeSet) -> impl Iterator<Item = NodeSet> {
+        let nodes = (0..self.nodes.len()).map(|node| NodeIndex(node as u8));
+        nodes.map(move |node| set.iter().chain([node]).collect())
+    }
+
+    /// Whether an acceptor that has promised one ballot turns down the other.
+    pub(super) fn is_below(&self, ballot: Ballot, promised: Ballot) -> bool {
+        if self.has(Mutant::BallotsWithoutNode) {
+            return ballot.round() < promised.round();
+        }
+        ballot < promised
     }
 
     /// This node's zone.

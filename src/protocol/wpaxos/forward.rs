@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     command::{Command, Status},
+    mutant::Mutant,
     protocol::{Micros, Outputs, ReadMode},
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, FrameError, Kind},
@@ -54,7 +55,8 @@ impl WPaxos {
                 return Err(reader.wrong("it comes from an unknown zone"));
             }
             let object = self.object_of(command.key());
-            let origin = Origin::Node(from, head.id.get());
+            let connection = self.links[from.index()].connection();
+            let origin = Origin::Node { node: from, connection, id: head.id.get() };
             if self.is_overloaded() || !self.is_admitted() || self.stopping {
                 self.counters.overloaded += 1;
                 self.send_answer(origin, Some(object), Answer::refusal(Status::Overloaded), out);
@@ -105,7 +107,10 @@ impl WPaxos {
             if head.redirect > 1 {
                 return Err(reader.wrong("it neither answers nor redirects"));
             }
-            let key = RequestKey::from_wire(head.id.get());
+            let mut key = RequestKey::from_wire(head.id.get());
+            if self.config.has(Mutant::ForwardReplyByPlace) {
+                key = self.requests.successor(key);
+            }
             let Some(waiting) = self.requests.get_mut(key) else { continue };
             if !matches!(waiting.stage, Stage::Forwarded(node, _) if node == from) {
                 continue;
@@ -126,7 +131,7 @@ impl WPaxos {
         let ballot = Ballot { version: self.config.version, number: ballot };
         let is_member = ballot.owner().is_some_and(|owner| self.config.nodes.binary_search(&owner).is_ok());
         if is_member && ballot.round() < super::message::ROUND_MAX {
-            self.raise(now, object, ballot);
+            self.hear(now, object, ballot);
         }
         self.ready_requests.push_back(key);
     }

@@ -1,7 +1,10 @@
 //! The accept stream of another node, as its receiver keeps it (`protocol.md` §5): what it took, what it refused, and the
 //! entries' bytes until the watermark has passed them.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+};
 
 use bytes::Bytes;
 
@@ -69,31 +72,31 @@ impl Inbound {
         self.last_seq
     }
 
-    /// Moves the watermark over one entry and returns it with its frame.
+    /// Moves the watermark over one entry and returns it with its frame; [`Self::settle_frames`] lets go of that.
     pub(super) fn pass_next(&mut self) -> (u64, TakenEntry, Bytes) {
         let entry = self.entries.pop_front().expect("the watermark stays at or below the last number taken");
         self.watermark += 1;
         let place = (entry.frame - self.first_frame) as usize;
         let frame = self.frames[place].bytes.clone();
         self.frames[place].live -= 1;
-        self.drop_passed_frames();
         (self.watermark, entry, frame)
     }
 
-    fn drop_passed_frames(&mut self) {
+    /// Lets go of frames in which nothing is needed any more.
+    pub(super) fn settle_frames(&mut self) {
         while self.frames.len() > 1 && self.frames[0].live == 0 {
             self.frames.pop_front();
             self.first_frame += 1;
         }
-    }
-
-    /// Lets go of the last frame too if nothing in it is needed.
-    pub(super) fn settle_frames(&mut self) {
-        self.drop_passed_frames();
         if self.entries.is_empty() {
             self.first_frame += self.frames.len() as u64;
             self.frames.clear();
         }
+    }
+
+    /// How many frames are kept in which nothing is needed any more: at most one, whose entries were malformed.
+    pub(super) fn passed_frames(&self) -> usize {
+        self.frames.iter().filter(|frame| frame.live == 0).count()
     }
 
     /// Drops the refusals that the watermark has passed.
@@ -101,6 +104,14 @@ impl Inbound {
         if self.refusals.first().is_some_and(|(seq, _)| *seq <= self.watermark) {
             let watermark = self.watermark;
             self.refusals.retain(|(seq, _)| *seq > watermark);
+        }
+    }
+
+    /// Up to where the stream's effects are here for certain.
+    pub(super) fn effective(&self) -> u64 {
+        match self.behind_from {
+            0 => self.watermark,
+            missing => self.watermark.min(missing - 1),
         }
     }
 
@@ -115,15 +126,49 @@ impl Inbound {
         self.settle_refusals();
     }
 
+    /// Bytes of the frames that are held.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.frames.iter().map(|frame| frame.bytes.len()).sum()
+    }
+
     /// Entries that the watermark has not passed, with their numbers.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u64, &TakenEntry)> {
         self.entries.iter().enumerate().map(|(place, entry)| (self.watermark + 1 + place as u64, entry))
+    }
+
+    /// All that is known beside the entries.
+    fn standing(&self) -> impl Hash + PartialEq {
+        let Self { id, last_seq, watermark, entries: _, frames: _, first_frame: _, refusals, behind_from, ack_due } =
+            self;
+        (*id, *last_seq, *watermark, refusals, *behind_from, *ack_due)
+    }
+
+    /// The entries as they are compared.
+    fn numbered(&self) -> impl Iterator<Item = impl Hash + PartialEq> {
+        self.entries().map(|(seq, entry)| (seq, entry.object, entry.slot, entry.ballot, self.command(seq).bytes()))
     }
 
     /// The command of an entry that the watermark has not passed.
     pub(super) fn command(&self, seq: u64) -> Command<'_> {
         let entry = &self.entries[(seq - self.watermark - 1) as usize];
         entry.command_in(&self.frames[(entry.frame - self.first_frame) as usize].bytes)
+    }
+}
+
+// Entries are compared with their commands, wherever these lie: how they came in frames, and what else these held, only
+// says what memory is in use.
+impl PartialEq for Inbound {
+    fn eq(&self, other: &Self) -> bool {
+        self.standing() == other.standing() && self.numbered().eq(other.numbered())
+    }
+}
+
+impl Eq for Inbound {}
+
+impl Hash for Inbound {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.standing().hash(state);
+        self.numbered().for_each(|entry| entry.hash(state));
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A frame to one peer that is being filled, or waits for the end of the turn.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Filling {
     buffer: BytesMut,
     /// Full frames of this kind.
@@ -34,7 +34,7 @@ const GATHERED: [Kind; 8] = [
 const SPLIT_BYTES: usize = 256 << 10;
 
 /// How far a receiver that missed frames has been brought up to date by state.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CatchUp {
     /// Objects that entries from this number on have touched are sent.
     pub(super) from_seq: u64,
@@ -43,7 +43,7 @@ pub(super) struct CatchUp {
 }
 
 /// One peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Link {
     peer: NodeIndex,
     shard: u16,
@@ -95,6 +95,12 @@ impl Link {
             filling: Default::default(),
             dirty: false,
         }
+    }
+
+    /// Time starts here for a node that has been down.
+    pub(super) fn begin(&mut self, now: Micros) {
+        assert!(!self.up, "a replay knows no links");
+        (self.heard_at, self.down_since, self.heartbeat_sent_at) = (now, now, now);
     }
 
     pub(super) fn is_up(&self) -> bool {

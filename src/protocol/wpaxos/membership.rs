@@ -7,6 +7,7 @@ use super::{
     message::{HeartbeatHead, Reader},
 };
 use crate::{
+    mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, FrameError, Kind},
@@ -17,6 +18,7 @@ impl WPaxos {
     pub(super) fn is_suspected(&self, now: Micros, node: NodeIndex) -> bool {
         let timers = &self.config.timers;
         node != self.config.me
+            && !self.config.has(Mutant::NeverSuspected)
             && self.links[node.index()].is_suspected(now, timers.suspect_down_us, timers.suspect_silent_us)
     }
 

@@ -14,6 +14,8 @@
 //! Every body is a head (where there is one) and a row of elements `fixed part | key | …`, read in place.
 //! Elements of one frame share the frame's configuration version; ballots travel without it unless they may be older.
 
+use std::hash::{Hash, Hasher};
+
 use bytes::BytesMut;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -55,13 +57,27 @@ layout! {
     }
 }
 
-impl PartialEq for StreamId {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_bytes() == other.as_bytes()
-    }
+/// Those that are kept in a node's state are compared by their bytes.
+macro_rules! compared {
+    ($name:ident) => {
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl Eq for $name {}
+
+        impl Hash for $name {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                self.as_bytes().hash(state);
+            }
+        }
+    };
 }
 
-impl Eq for StreamId {}
+compared!(StreamId);
+compared!(Reached);
 
 layout! {
     /// Heads an AcceptBatch: `head | entries | withdrawn numbers (u64 each, rising)`.
@@ -252,6 +268,62 @@ layout! {
         status: u8,
         /// Must be 0.
         reserved: [u8; 7],
+    }
+}
+
+layout! {
+    /// Heads a Compare: rows of [`Reached`] follow, for streams that have ended.
+    CompareHead, 4 {
+        /// 1 if it answers one.
+        answers: u8,
+        /// 1 if everything that was passed is executed, so that the rows can be relied on.
+        settled: u8,
+        /// Must be 0.
+        reserved: [u8; 2],
+    }
+}
+
+layout! {
+    /// How far a node got in a stream.
+    Reached, 24 {
+        /// The stream's owner, by index.
+        owner: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
+        /// The stream.
+        stream: StreamId,
+        /// The effects of everything up to here are there.
+        up_to: U64,
+    }
+}
+
+layout! {
+    /// The whole of a ListRequest.
+    ListRequestBody, 4 {
+        /// The place, in the asked node's table, of the first object to list.
+        cursor: U32,
+    }
+}
+
+layout! {
+    /// Heads a List.
+    ListHead, 8 {
+        /// The place that was asked for.
+        asked: U32,
+        /// The place to ask for next; all ones at the end.
+        next: U32,
+    }
+}
+
+layout! {
+    /// An object in a List; the key follows.
+    ListRow, 16 {
+        /// What is executed.
+        applied: U64,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
     }
 }
 

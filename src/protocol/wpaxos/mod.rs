@@ -12,12 +12,16 @@
 //! | `requests` | requests that wait, forwarding, and answers |
 //! | `read` | reads confirmed by a round |
 //! | `steal` | policies and Handover |
-//! | `catchup` | gaps, state transfer, dead streams |
+//! | `catchup` | gaps, state transfer |
+//! | `converge` | streams that have ended: orphans, and who is behind |
 //! | `membership` | who is alive, who is near |
+//! | `replay` | recovery from the log |
+//! | `state` | which states are the same |
 
 mod ballot;
 mod catchup;
 mod config;
+mod converge;
 mod forward;
 mod inbound;
 pub mod invariants;
@@ -28,7 +32,9 @@ mod object;
 mod phase1;
 mod phase2;
 mod read;
+mod replay;
 mod requests;
+mod state;
 mod steal;
 mod stream;
 #[cfg(test)]
@@ -40,6 +46,7 @@ use bytes::Bytes;
 
 pub use ballot::Ballot;
 pub use config::Config;
+use converge::Converge;
 use inbound::Inbound;
 use link::Link;
 use message::StreamId;
@@ -51,6 +58,7 @@ use stream::OwnStream;
 
 use crate::{
     command::Command,
+    mutant::Mutant,
     protocol::{Micros, Outputs, Protocol, Record, RecordId, Request},
     store::ObjectState,
     topology::{NodeIndex, NodeSet},
@@ -62,8 +70,11 @@ const SPLIT_BYTES: usize = 256 << 10;
 /// How often requests, orphans and distances are looked at, in microseconds.
 const CHECK_US: u64 = 25_000;
 
+/// How many ballots that were heard of may wait for a record that needs them logged before it.
+const HEARD_MAX: usize = 4096;
+
 /// What becomes true here when a record of this node's own is durable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum OwnRecord {
     /// The owner counts itself for its stream up to this number.
     Stream(u64),
@@ -72,7 +83,7 @@ enum OwnRecord {
 }
 
 /// A random stream: splitmix64, seeded, cloned with the state it belongs to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Random(u64);
 
 impl Random {
@@ -130,7 +141,8 @@ counters! {
     states_asked: "States asked for.",
     states_sent: "States sent.",
     skips: "Receivers that this node's stream no longer reached back for.",
-    orphans: "Objects of dead streams taken into phase 1.",
+    orphans: "Objects of ended streams taken into phase 1.",
+    surveys: "Surveys of peers that had got further in ended streams.",
 }
 
 /// One shard of one node.
@@ -148,7 +160,7 @@ pub struct WPaxos {
     random: Random,
     counters: Counters,
     stopping: bool,
-    /// Peers that have ever let this incarnation in.
+    /// Peers that have ever let this incarnation in: that have sent it a frame.
     met: NodeSet,
 
     /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
@@ -164,11 +176,17 @@ pub struct WPaxos {
     own_records: VecDeque<(RecordId, OwnRecord)>,
     records: Vec<Record>,
     own_durable: u64,
+    /// Ballots heard of in frames that are not logged, since the log last said so.
+    heard: Vec<(ObjectIndex, Ballot)>,
 
-    /// Candidacies whose Prepare leaves at the end of the turn, and when to send Prepares again.
+    /// Candidacies that are not logged yet, Prepares that leave at the end of the turn, and when to send Prepares again.
     new_candidacies: Vec<(ObjectIndex, Ballot)>,
+    unsent_prepares: Vec<(RecordId, Bytes)>,
     prepare_timers: BTreeSet<(Micros, ObjectIndex)>,
     gaps: VecDeque<(Micros, ObjectIndex)>,
+    converge: Converge,
+    /// When this boot began.
+    restarted_at: Micros,
 
     /// What an input leaves to be done at its end.
     orphaned_requests: VecDeque<RequestKey>,
@@ -184,7 +202,8 @@ impl WPaxos {
     pub fn new(config: Config, now: Micros) -> Self {
         let nodes = config.nodes.len();
         let link = |node| Link::new(NodeIndex(node as u8), config.shard, config.version, now);
-        let id = StreamId { incarnation: config.incarnation.into(), boot: config.boot.into() };
+        let boot = if config.has(Mutant::StreamNumbersReused) { 1 } else { config.boot };
+        let id = StreamId { incarnation: config.incarnation.into(), boot: boot.into() };
         let mut wpaxos = Self {
             objects: Objects::new(config.seed),
             stream: OwnStream::new(id),
@@ -205,9 +224,13 @@ impl WPaxos {
             own_records: VecDeque::new(),
             records: Vec::new(),
             own_durable: 0,
+            heard: Vec::new(),
             new_candidacies: Vec::new(),
+            unsent_prepares: Vec::new(),
             prepare_timers: BTreeSet::new(),
             gaps: VecDeque::new(),
+            converge: Converge::new(nodes),
+            restarted_at: now,
             orphaned_requests: VecDeque::new(),
             ready_requests: VecDeque::new(),
             executable: Vec::new(),
@@ -224,8 +247,10 @@ impl WPaxos {
         let config = &self.config;
         self.objects.find_or_insert(key, |token| {
             let home = config.home_of(token);
+            let home = home.filter(|home| !config.has(Mutant::HomeNotPromised) || *home == config.my_id());
             let promised = home.map_or(Ballot::ZERO, |home| Ballot::new(1, 1, home));
-            let leads = home == Some(config.my_id()) && config.leads_at_home && config.version == 1;
+            let may_lead = config.leads_at_home || config.has(Mutant::HomeAfterRestart);
+            let leads = home == Some(config.my_id()) && may_lead && config.version == 1;
             let leading = Leading { next_slot: 1, settled: 0, round: 0 };
             Object {
                 key: key.into(),
@@ -287,7 +312,7 @@ impl WPaxos {
         match frame.kind {
             Kind::AcceptBatch => self.on_accept_batch(now, from, frame, out),
             Kind::Ack | Kind::Resume => self.on_standing(now, from, frame, out),
-            Kind::Skip => self.on_skip(from, frame),
+            Kind::Skip => self.on_skip(now, from, frame),
             Kind::Prepare => self.on_prepares(now, from, frame),
             Kind::Promise => self.on_promises(now, from, frame),
             Kind::Reject => self.on_rejects(now, frame),
@@ -300,6 +325,9 @@ impl WPaxos {
             Kind::StateRequest => self.on_state_requests(from, frame),
             Kind::State => self.on_states(now, from, frame),
             Kind::CatchUpDone => self.on_catch_up_done(from, frame),
+            Kind::Compare => self.on_compare(now, from, frame, out),
+            Kind::ListRequest => self.on_list_request(from, frame, out),
+            Kind::List => self.on_list(now, from, frame),
             _ => Err(self.refuse(frame, "peers do not send this kind")),
         }
     }
@@ -310,7 +338,8 @@ impl WPaxos {
     fn seal_at(&self) -> Option<Micros> {
         let linger_us = if self.stream.is_under_way() { self.config.batch.linger_us } else { 0 };
         let open = self.stream.opened_at().map(|at| at.plus(linger_us));
-        let commit = self.stream.unannounced_since().map(|at| at.plus(self.config.batch.commit_delay_us));
+        let unannounced = self.stream.unannounced_since().filter(|_| !self.config.has(Mutant::CommitWaits));
+        let commit = unannounced.map(|at| at.plus(self.config.batch.commit_delay_us));
         open.into_iter().chain(commit).min()
     }
 
@@ -332,7 +361,7 @@ impl Protocol for WPaxos {
     fn on_link_up(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
         assert!(peer != self.config.me, "a node has no link to itself");
         self.links[peer.index()].come_up(now);
-        self.met.insert(peer);
+        self.meet_again(peer);
         self.inbound[peer.index()].ack_due = false;
         self.send_standing(peer, Kind::Resume, out);
         self.choose_eager(now);
@@ -341,6 +370,7 @@ impl Protocol for WPaxos {
 
     fn on_link_down(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
         self.links[peer.index()].go_down(now);
+        self.part_from(peer);
         self.choose_eager(now);
         self.settle(now, out);
     }
@@ -350,6 +380,8 @@ impl Protocol for WPaxos {
             return Err(self.refuse(frame, "it belongs to another configuration version"));
         }
         self.links[peer.index()].heard_at = now;
+        // Who is called sees its side of the link come up before the caller has read who answers, and may refuse it.
+        self.met.insert(peer);
         let result = self.dispatch(now, peer, frame, out);
         self.settle(now, out);
         result
@@ -374,17 +406,28 @@ impl Protocol for WPaxos {
         self.settle(now, out);
     }
 
+    fn on_replay(&mut self, now: Micros, record: &Record) -> Result<(), FrameError> {
+        self.replay(now, record)
+    }
+
+    fn end_replay(&mut self, now: Micros) {
+        self.finish_replay(now);
+        self.forget_at_restart();
+    }
+
     fn on_tick(&mut self, now: Micros, out: &mut Outputs) {
         self.send_heartbeats(now, out);
         self.check_candidacies(now);
         self.check_gaps(now);
         self.check_rounds(now, out);
         self.pump_catch_up(out);
+        self.pump_survey(out);
         self.check_progress(now);
         if now.since(self.checked_at) >= CHECK_US {
             self.checked_at = now;
             self.check_requests(now, out);
             self.check_orphans(now);
+            self.check_convergence(now, out);
             self.choose_eager(now);
             self.trim_stream();
         }
@@ -399,11 +442,15 @@ impl Protocol for WPaxos {
         }
         self.ask_round(now, out);
         self.settle(now, out);
+        if self.heard.len() > HEARD_MAX {
+            self.log_raises();
+        }
         out.records.append(&mut self.records);
         self.send_acks(out);
         self.send_stream(now, out);
+        let promises = if self.config.has(Mutant::PromiseBeforeDurable) { RecordId(0) } else { self.logged };
         for link in &mut self.links {
-            link.flush(self.logged, out);
+            link.flush(promises, out);
         }
     }
 
@@ -418,6 +465,7 @@ impl Protocol for WPaxos {
             && self.stream.last_seq() == self.stream.committed
             && self.flush_at().is_none()
             && self.prepare_timers.is_empty()
+            && self.converge.is_idle()
             && self.links.iter().all(|link| link.held_since.is_none() && link.catch_up.is_none())
     }
 

@@ -1,13 +1,18 @@
 //! What a node keeps per object (`protocol.md` §3), and the table of all of them.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+};
 
 use bytes::Bytes;
 use hashbrown::HashTable;
 
-use super::{Ballot, phase1::Preparing, requests::RequestKey, steal::Accesses};
+use super::{Ballot, Config, phase1::Preparing, requests::RequestKey, steal::Accesses};
 use crate::{
-    store::ObjectState,
+    command::Command,
+    mutant::Mutant,
+    store::{Executed, ObjectState},
     topology::{NodeIndex, token_of},
 };
 
@@ -16,7 +21,7 @@ use crate::{
 pub(super) struct ObjectIndex(pub(super) u32);
 
 /// One object, as one node knows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Object {
     pub(super) key: Box<[u8]>,
     /// The highest ballot seen. Never goes down.
@@ -34,7 +39,7 @@ pub(super) struct Object {
 }
 
 /// What only objects in trouble, or in demand by several zones, need.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Rare {
     /// Requests whose entry was withdrawn, with its slot: the slot's decision tells what became of them (§7).
     pub(super) limbo: Vec<(u64, RequestKey)>,
@@ -47,7 +52,7 @@ pub(super) struct Rare {
 }
 
 /// What a node is for an object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     /// An acceptor and learner only.
     Idle,
@@ -58,7 +63,7 @@ pub(super) enum Role {
 }
 
 /// What an owner knows of its lead.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Leading {
     /// The slot of the next command.
     pub(super) next_slot: u64,
@@ -76,6 +81,15 @@ impl Object {
         }
     }
 
+    /// Executes the command that a slot decides.
+    pub(super) fn execute(&mut self, config: &Config, slot: u64, command: Command<'_>) -> Executed {
+        if config.has(Mutant::RetryExecutedTwice) {
+            self.state.recent = None;
+        }
+        self.applied = slot;
+        self.state.execute(slot, command)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.role, Role::Idle)
     }
@@ -87,7 +101,7 @@ impl Object {
 
 /// Where the bytes of an accepted command are: the stream that brought it is the tail's memory until the watermark has
 /// passed the entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     /// In this node's own stream, at this number.
     Own(u64),
@@ -98,7 +112,7 @@ pub(super) enum Source {
 }
 
 /// An accepted slot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TailEntry {
     pub(super) slot: u64,
     /// The ballot that it was accepted at.
@@ -172,6 +186,22 @@ impl Tail {
     }
 }
 
+// However the entries are spread over the two.
+impl PartialEq for Tail {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Tail {}
+
+impl Hash for Tail {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.len().hash(state);
+        self.iter().for_each(|entry| entry.hash(state));
+    }
+}
+
 /// All objects of a shard that this node has heard of: a hash table from key to place, and the objects in a row.
 #[derive(Clone, Debug)]
 pub(super) struct Objects {
@@ -221,6 +251,21 @@ impl Objects {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Object> {
         self.row.iter()
+    }
+}
+
+// The row says it all: the table and the tokens follow from its keys, the seed from the node.
+impl PartialEq for Objects {
+    fn eq(&self, other: &Self) -> bool {
+        self.row == other.row
+    }
+}
+
+impl Eq for Objects {}
+
+impl Hash for Objects {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.row.hash(state);
     }
 }
 

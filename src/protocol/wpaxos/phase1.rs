@@ -6,13 +6,14 @@ use bytes::Bytes;
 use zerocopy::IntoBytes;
 
 use super::{
-    Ballot, ObjectIndex, OwnRecord, RequestKey, Role, WPaxos,
+    Ballot, Config, ObjectIndex, RequestKey, Role, WPaxos,
     message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
     object::Leading,
 };
 use crate::{
     command::{Action, Command, NewCommand},
-    protocol::{Micros, Outputs},
+    mutant::Mutant,
+    protocol::{Micros, Outputs, RecordId},
     store::ObjectState,
     topology::{NodeIndex, NodeSet},
     wire::{Frame, FrameError, Kind},
@@ -22,7 +23,7 @@ use crate::{
 const SLOTS_OPEN_MAX: u64 = 1 << 20;
 
 /// A candidacy for one object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Preparing {
     /// Who has promised this ballot, this node included once its own promise is durable.
     answered: NodeSet,
@@ -38,7 +39,7 @@ pub(super) struct Preparing {
     since: Micros,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Reported {
     ballot: Ballot,
     decided: bool,
@@ -82,31 +83,14 @@ impl WPaxos {
 
     /// Sends the Prepares of this turn, in one row of frames for all peers and the log.
     pub(super) fn send_prepares(&mut self, out: &mut Outputs) {
-        if self.new_candidacies.is_empty() {
-            return;
-        }
-        let candidacies = std::mem::take(&mut self.new_candidacies);
-        let (shard, version) = (self.config.shard, self.config.version);
-        let mut body = Vec::new();
-        let mut from = 0;
-        for number in 0..candidacies.len() {
-            let (object, ballot) = candidacies[number];
-            let known = &self.objects[object];
-            body.extend_from_slice(prepare_head(ballot, known.applied, &known.key).as_bytes());
-            body.extend_from_slice(&known.key);
-            if body.len() < super::SPLIT_BYTES && number + 1 < candidacies.len() {
-                continue;
-            }
-            let frame = crate::wire::frame(Kind::Prepare, shard, version, &body);
-            body.clear();
-            let record = self.log_own(frame.clone());
-            self.own_records.push_back((record, OwnRecord::Promises(candidacies[from..=number].to_vec())));
-            from = number + 1;
+        self.log_prepares();
+        for (after, frame) in self.unsent_prepares.drain(..) {
             let up = self.links.iter().enumerate().filter(|(_, link)| link.is_up());
+            let after = if self.config.has(Mutant::PrepareBeforeDurable) { RecordId(0) } else { after };
             out.sends.extend(up.map(|(node, _)| crate::protocol::Send {
                 to: NodeIndex(node as u8),
                 frame: frame.clone(),
-                after: record,
+                after,
             }));
         }
     }
@@ -156,7 +140,7 @@ impl WPaxos {
         reported: Vec<(u64, Reported)>,
     ) {
         let known = &mut self.objects[object];
-        if known.promised != ballot {
+        if known.promised != ballot && !self.config.has(Mutant::PromiseOfAnotherBallot) {
             return;
         }
         let Role::Preparing(preparing) = &mut known.role else { return };
@@ -164,35 +148,43 @@ impl WPaxos {
             // Its watermark without its state: it cannot be counted, what it executed would be lost.
             return;
         }
+        let first_only = self.config.has(Mutant::FirstStateTaken);
         if let Some(state) = state
-            && preparing.best.as_ref().is_none_or(|(best, _)| *best < applied)
+            && preparing.best.as_ref().is_none_or(|(best, _)| *best < applied && !first_only)
         {
             preparing.best = Some((applied, state));
         }
         for (slot, entry) in reported {
-            preparing.merge(slot, entry);
+            preparing.merge(&self.config, slot, entry);
         }
         preparing.answered.insert(from);
         self.try_to_lead(now, object);
     }
 
-    /// With a Q1 of promises (this node's own need not be among them: a promise that came back proves that the Prepare
-    /// was sent, hence that one's own was durable): installs the most advanced state, proposes again every slot above it
-    /// up to the highest one reported (a decision, else the command with the highest ballot, else a no-op), and then
-    /// serves what waited.
+    /// Leads with a Q1 of promises. This node's own need not be among them: a promise that came back proves that the Prepare
+    /// was sent, hence that one's own was durable.
     fn try_to_lead(&mut self, now: Micros, object: ObjectIndex) {
         let Role::Preparing(preparing) = &self.objects[object].role else { return };
-        if !self.config.quorums.is_phase1_quorum(preparing.answered) {
-            return;
+        if self.config.is_phase1_quorum(preparing.answered) {
+            self.lead(now, object);
         }
+    }
+
+    /// Installs the most advanced state, proposes again every slot above it up to the highest one reported (a decision, else
+    /// the command with the highest ballot, else a no-op), and then serves what waited.
+    pub(super) fn lead(&mut self, now: Micros, object: ObjectIndex) {
         let role = std::mem::replace(&mut self.objects[object].role, Role::Idle);
-        let Role::Preparing(mut preparing) = role else { unreachable!("just seen") };
+        let Role::Preparing(mut preparing) = role else { unreachable!("only a candidate leads") };
+        let mut installed = false;
         if let Some((applied, state)) = preparing.best.take()
             && applied > self.objects[object].applied
         {
             self.install(object, applied, state);
+            installed = true;
         }
-        self.merge_own_tail(object, &mut preparing);
+        if !self.config.has(Mutant::OwnTailForgotten) {
+            self.merge_own_tail(object, &mut preparing);
+        }
         let applied = self.objects[object].applied;
         let highest = preparing.reported.keys().next_back().copied().unwrap_or(0).max(applied);
         if highest - applied > SLOTS_OPEN_MAX {
@@ -204,7 +196,16 @@ impl WPaxos {
         self.objects[object].role = Role::Leading(leading);
         self.counters.phase1_won += 1;
         for slot in applied + 1..=highest {
-            self.take_over_slot(now, object, slot, preparing.reported.remove(&slot));
+            let reported = preparing.reported.remove(&slot);
+            let wrongly = reported.is_some() && self.config.has(Mutant::AnswersWaiting);
+            let answered = if wrongly { preparing.waiting.pop() } else { None };
+            self.take_over_slot(now, object, slot, reported, answered.unwrap_or(RequestKey::NONE));
+        }
+        if installed && highest == applied {
+            // Whose stream decided what was installed may have ended: others that lack it learn so from a slot above it.
+            let Role::Leading(leading) = &mut self.objects[object].role else { unreachable!("it leads") };
+            leading.next_slot += 1;
+            self.take_over_slot(now, object, highest + 1, None, RequestKey::NONE);
         }
         self.executable.push(object);
         self.ready_requests.extend(preparing.waiting);
@@ -213,12 +214,26 @@ impl WPaxos {
     fn merge_own_tail(&mut self, object: ObjectIndex, preparing: &mut Preparing) {
         for entry in self.objects[object].tail.iter() {
             let command = Bytes::copy_from_slice(self.source_command(&entry.source).bytes());
-            preparing.merge(entry.slot, Reported { ballot: entry.ballot, decided: entry.decided, command });
+            preparing.merge(
+                &self.config,
+                entry.slot,
+                Reported { ballot: entry.ballot, decided: entry.decided, command },
+            );
         }
     }
 
-    fn take_over_slot(&mut self, now: Micros, object: ObjectIndex, slot: u64, reported: Option<Reported>) {
+    fn take_over_slot(
+        &mut self,
+        now: Micros,
+        object: ObjectIndex,
+        slot: u64,
+        reported: Option<Reported>,
+        request: RequestKey,
+    ) {
         let Some(reported) = reported else {
+            if self.config.has(Mutant::GapNotFilled) {
+                return;
+            }
             let key = self.objects[object].key.clone();
             let noop = NewCommand { client: 0, id: 0, retry: false, key: &key, action: Action::Noop };
             let mut bytes = Vec::with_capacity(noop.encoded_bytes());
@@ -233,7 +248,7 @@ impl WPaxos {
             self.objects[object].tail.put(super::object::TailEntry { slot, ballot, decided: true, source });
         }
         self.counters.taken_over += 1;
-        self.propose_at(now, object, slot, &reported.command, RequestKey::NONE);
+        self.propose_at(now, object, slot, &reported.command, request);
     }
 
     /// A Prepare was beaten: the winner's ballot is known now, and requests go to it.
@@ -246,7 +261,7 @@ impl WPaxos {
             let higher = ballot_from(&reader, frame.config_version, head.higher)?;
             if let Some(object) = self.objects.find(key) {
                 self.counters.rejected += 1;
-                self.raise(now, object, higher);
+                self.hear(now, object, higher);
             }
         }
         Ok(())
@@ -273,7 +288,7 @@ impl WPaxos {
         let known = &mut self.objects[object];
         let (ballot, applied) = (known.promised, known.applied);
         let Role::Preparing(preparing) = &mut known.role else { return };
-        if preparing.retry_at != at {
+        if preparing.retry_at != at || self.config.has(Mutant::PrepareOnce) {
             return;
         }
         if now.since(preparing.since) > give_up_after {
@@ -319,7 +334,7 @@ impl WPaxos {
 
     fn on_prepare(&mut self, now: Micros, from: NodeIndex, object: ObjectIndex, ballot: Ballot, applied: u64) {
         let promised = self.objects[object].promised;
-        if ballot < promised {
+        if self.config.is_below(ballot, promised) {
             let key = &self.objects[object].key;
             let head = RejectHead {
                 ballot: ballot.number.into(),
@@ -330,7 +345,10 @@ impl WPaxos {
             self.links[from.index()].put(Kind::Reject, &head, &[key]);
             return;
         }
-        self.raise(now, object, ballot);
+        let keeps_lead = self.config.has(Mutant::PromiseKeepsLead) && self.objects[object].leading().is_some();
+        if !keeps_lead {
+            self.raise(now, object, ballot);
+        }
         self.counters.promises += 1;
         self.send_promise(from, object, ballot, applied);
     }
@@ -339,23 +357,28 @@ impl WPaxos {
     fn send_promise(&mut self, to: NodeIndex, object: ObjectIndex, ballot: Ballot, candidate_applied: u64) {
         let known = &self.objects[object];
         let (stream, inbound) = (&self.stream, &self.inbound);
+        let without_decided = self.config.has(Mutant::PromiseWithoutDecided);
+        let without_state = self.config.has(Mutant::PromiseWithoutState);
+        let applied = if without_state { known.applied.min(candidate_applied) } else { known.applied };
+        let tail = || known.tail.iter().filter(|entry| !(without_decided && entry.decided));
+        let reported = if without_decided { tail().count() } else { known.tail.len() };
         self.links[to.index()].put_with(Kind::Promise, |buffer| {
             let start = buffer.len();
             let mut head = PromiseHead {
                 ballot: ballot.number.into(),
-                applied: known.applied.into(),
+                applied: applied.into(),
                 state_bytes: 0.into(),
-                tail: (known.tail.len() as u32).into(),
+                tail: (reported as u32).into(),
                 key_bytes: (known.key.len() as u16).into(),
                 reserved: [0; 6],
             };
             buffer.extend_from_slice(head.as_bytes());
             buffer.extend_from_slice(&known.key);
-            if known.applied > candidate_applied {
+            if applied > candidate_applied {
                 head.state_bytes = (put_state(buffer, &known.state) as u32).into();
                 buffer[start..start + size_of::<PromiseHead>()].copy_from_slice(head.as_bytes());
             }
-            for entry in known.tail.iter() {
+            for entry in tail() {
                 let command = super::command_of(stream, inbound, &entry.source).bytes();
                 let head = TailHead {
                     slot: entry.slot.into(),
@@ -374,18 +397,20 @@ impl WPaxos {
 
 impl Preparing {
     /// A decision beats everything; else the highest ballot does.
-    fn merge(&mut self, slot: u64, entry: Reported) {
-        let better = self
-            .reported
-            .get(&slot)
-            .is_none_or(|known| !known.decided && (entry.decided || entry.ballot > known.ballot));
-        if better {
+    fn merge(&mut self, config: &Config, slot: u64, entry: Reported) {
+        let is_higher = |known: &Reported| match () {
+            () if config.has(Mutant::LowestBallotTaken) => entry.ballot < known.ballot,
+            () if config.has(Mutant::FirstCommandTaken) => false,
+            () => entry.ballot > known.ballot,
+        };
+        let is_better = |known: &Reported| !known.decided && (entry.decided || is_higher(known));
+        if self.reported.get(&slot).is_none_or(is_better) {
             self.reported.insert(slot, entry);
         }
     }
 }
 
-fn prepare_head(ballot: Ballot, applied: u64, key: &[u8]) -> PrepareHead {
+pub(super) fn prepare_head(ballot: Ballot, applied: u64, key: &[u8]) -> PrepareHead {
     PrepareHead {
         ballot: ballot.number.into(),
         applied: applied.into(),

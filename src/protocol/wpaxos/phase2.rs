@@ -5,12 +5,13 @@ use zerocopy::IntoBytes;
 
 use super::{
     Ballot, ObjectIndex, RequestKey, Role, WPaxos,
-    message::{BatchHead, EntryHead, Reader, Refusal, SkipBody, Standing, ballot_from},
+    message::{BatchHead, EntryHead, Reader, Refusal, SkipBody, Standing, StreamId, ballot_from},
     object::{Source, TailEntry},
     requests::{Answer, Stage},
 };
 use crate::{
     command::{Command, Op, Status},
+    mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     topology::NodeIndex,
     wire::{Frame, FrameError, Kind},
@@ -104,7 +105,9 @@ impl WPaxos {
         }
         let (object, slot) = (entry.object, entry.slot);
         let request = std::mem::replace(&mut entry.request, RequestKey::NONE);
-        self.stream.withdraw(seq);
+        if !self.config.has(Mutant::WithdrawnCommitted) {
+            self.stream.withdraw(seq);
+        }
         self.counters.withdrawn += 1;
         let Some(waiting) = self.requests.get_mut(request) else { return };
         waiting.command = Bytes::copy_from_slice(self.stream.command(seq).bytes());
@@ -132,8 +135,9 @@ impl WPaxos {
         let standing: &Standing = reader.take()?;
         let refusals: &[Refusal] = reader.take_many(standing.refusals.get() as usize)?;
         let resumes = frame.kind == Kind::Resume;
-        if standing.stream != self.stream.id {
+        if standing.stream != self.stream.id && !self.config.has(Mutant::OldStreamCounted) {
             if resumes {
+                self.announce_stream(from, standing.stream, out);
                 self.resume(from, 0, 0, 0, out);
                 return Ok(());
             }
@@ -143,17 +147,30 @@ impl WPaxos {
         if last_seq > self.stream.sealed_seq() || (!resumes && last_seq > self.links[from.index()].sent_seq) {
             return Err(reader.wrong("it names numbers that were not sent"));
         }
+        if self.config.has(Mutant::RefusalsAfterAck) {
+            self.links[from.index()].acked = last_seq.max(self.links[from.index()].acked);
+            self.advance_commit(now, out);
+        }
         for refusal in refusals {
             let ballot = ballot_from(&reader, frame.config_version, refusal.ballot)?;
             self.take_refusal(now, refusal.seq.get(), ballot);
         }
+        let one_more = u64::from(resumes && self.config.has(Mutant::ResumeAcksOneMore));
         let link = &mut self.links[from.index()];
-        link.acked = link.acked.max(last_seq);
+        link.acked = link.acked.max((last_seq + one_more).min(self.stream.sealed_seq()));
         if resumes {
             self.resume(from, last_seq, standing.watermark.get(), standing.behind_from.get(), out);
         }
         self.advance_commit(now, out);
         Ok(())
+    }
+
+    /// A receiver that follows a stream of an earlier boot of this node learns that it has ended.
+    fn announce_stream(&mut self, to: NodeIndex, followed: StreamId, out: &mut Outputs) {
+        if followed.boot.get() > 0 && self.stream.trimmed == 0 {
+            let frame = self.stream.commit_frame(0, 0, self.config.shard, self.config.version);
+            out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
+        }
     }
 
     /// The first refusal ends the owner's lead of that object.
@@ -165,17 +182,20 @@ impl WPaxos {
         let object = entry.object;
         self.counters.refusals += 1;
         self.withdraw(now, seq);
-        self.raise(now, object, ballot);
+        if !self.config.has(Mutant::RefusalKeepsLead) {
+            self.hear(now, object, ballot);
+        }
     }
 
     /// Moves the watermark to the highest number that a Q2 has acked, executes what it passes, and answers (§IV-B).
     pub(super) fn advance_commit(&mut self, now: Micros, out: &mut Outputs) {
         let mut acked = [0u64; crate::topology::NodeSet::CAPACITY];
         for (node, link) in self.links.iter().enumerate() {
-            acked[node] = link.acked;
+            acked[node] = if self.config.has(Mutant::SentCountsAsAcked) { link.sent_seq } else { link.acked };
         }
-        acked[self.config.me.index()] = self.own_durable;
-        let to = self.config.quorums.phase2_watermark(&acked[..self.links.len()]);
+        let at_once = self.config.has(Mutant::OwnAcceptBeforeDurable);
+        acked[self.config.me.index()] = if at_once { self.stream.sealed_seq() } else { self.own_durable };
+        let to = self.config.phase2_watermark(&mut acked[..self.links.len()]);
         if to <= self.stream.committed {
             return;
         }
@@ -216,8 +236,7 @@ impl WPaxos {
             self.learn(now, entry.object, entry.slot, entry.ballot, command, out);
             return Answer::refusal(Status::Ok);
         }
-        let executed = object.state.execute(entry.slot, command);
-        object.applied = entry.slot;
+        let executed = object.execute(&self.config, entry.slot, command);
         if object.tail.first().is_some_and(|first| first.slot == entry.slot) {
             object.tail.pop_first();
         }
@@ -253,9 +272,15 @@ impl WPaxos {
             from_seq = if behind_from == 0 { watermark + 1 } else { behind_from.min(watermark + 1) };
             (position, passed) = (last_seq.max(trimmed), trimmed);
         }
+        if self.config.has(Mutant::SkipWithoutState) {
+            from_seq = 0;
+        }
+        if self.config.has(Mutant::ResumeOneLate) {
+            position = (position + 1).min(self.stream.sealed_seq());
+        }
         link.catch_up = (from_seq > 0).then_some(super::link::CatchUp { from_seq, cursor: 0 });
         let commit_to = self.stream.committed.min(position);
-        if commit_to > passed {
+        if commit_to > passed && !self.config.has(Mutant::ExceptionsSkipped) {
             let frame = self.stream.commit_frame(passed, commit_to, shard, version);
             out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
         }
@@ -310,11 +335,16 @@ impl WPaxos {
 
     /// Lets go of frames that everybody has, or that cannot be kept any longer.
     pub(super) fn trim_stream(&mut self) {
+        if self.config.has(Mutant::StreamNeverTrimmed) {
+            return;
+        }
+        let announced = self.stream.announced();
+        let known = if self.config.has(Mutant::TrimUnannounced) { self.stream.committed } else { announced };
         let me = self.config.me.index();
         let peers = self.links.iter().enumerate().filter(|(node, _)| *node != me);
         let needed_after = peers.map(|(_, link)| link.acked).min().unwrap_or(u64::MAX);
         let unsent = self.links.iter().filter_map(|link| link.next_frame).min().unwrap_or(u64::MAX);
-        self.stream.trim(needed_after, unsent, self.config.flow.stream_retain_bytes);
+        self.stream.trim(known, needed_after, unsent, self.config.flow.stream_retain_bytes);
     }
 }
 
@@ -337,15 +367,18 @@ impl WPaxos {
         if !reader.is_empty() {
             return Err(reader.wrong("it has bytes behind its last part"));
         }
-        self.adopt_stream(from, head);
+        self.adopt_stream(now, from, head.stream);
         let inbound = &self.inbound[from.index()];
-        if head.first_seq.get() > inbound.last_seq + 1 {
+        if head.first_seq.get() > inbound.last_seq + 1 && !self.config.has(Mutant::ResumeOneLate) {
             return Err(reader.wrong("it leaves a gap in the stream"));
         }
         if head.commit_to.get() > inbound.last_seq {
             return Err(reader.wrong("its watermark is above what was sent"));
         }
         self.follow_watermark(now, from, head.commit_from.get(), head.commit_to.get(), withdrawn, out);
+        if head.entries.get() > 0 {
+            self.log_raises();
+        }
         self.log_received(from, frame);
         let mut entries = Reader::new(frame);
         entries.bytes(entries_offset - entries.offset())?;
@@ -357,16 +390,16 @@ impl WPaxos {
     }
 
     /// A stream of another boot of the owner: the old one is dead, what it left in tails stays there.
-    fn adopt_stream(&mut self, from: NodeIndex, head: &BatchHead) {
-        let inbound = &mut self.inbound[from.index()];
-        if inbound.id == Some(head.stream) {
+    fn adopt_stream(&mut self, now: Micros, from: NodeIndex, stream: StreamId) {
+        if self.inbound[from.index()].id == Some(stream) {
             return;
         }
-        if inbound.id.is_some() {
-            let last = inbound.last_seq;
-            self.drop_entries(from, last);
+        if self.config.has(Mutant::StreamCarriedOver) && self.inbound[from.index()].id.is_some() {
+            self.inbound[from.index()].id = Some(stream);
+            return;
         }
-        self.inbound[from.index()] = super::Inbound::of(head.stream);
+        self.bury_stream(now, from);
+        self.inbound[from.index()] = super::Inbound::of(stream);
     }
 
     fn take_entries(
@@ -417,12 +450,14 @@ impl WPaxos {
         let object = self.object_of(command.key());
         let seq = self.inbound[from.index()].push(object, slot, ballot, offset, command.bytes().len());
         let promised = self.objects[object].promised;
-        if ballot < promised {
+        if self.config.is_below(ballot, promised) && !self.config.has(Mutant::AcceptBelowPromised) {
             self.inbound[from.index()].refusals.push((seq, promised));
             self.counters.refused += 1;
             return;
         }
-        self.raise(now, object, ballot);
+        if !self.config.has(Mutant::AcceptDoesNotRaise) {
+            self.raise(now, object, ballot);
+        }
         let known = &mut self.objects[object];
         if slot <= known.applied {
             return;
@@ -444,7 +479,7 @@ impl WPaxos {
         withdrawn: &[zerocopy::little_endian::U64],
         out: &mut Outputs,
     ) {
-        if commit_from > self.inbound[from.index()].watermark {
+        if commit_from > self.inbound[from.index()].watermark && !self.config.has(Mutant::ExceptionsSkipped) {
             return;
         }
         let mut withdrawn = withdrawn.iter().map(|seq| seq.get()).peekable();
@@ -457,12 +492,25 @@ impl WPaxos {
             } else {
                 // The stream's command, not the tail's: this node may have refused the entry and hold another there.
                 let (object, slot, ballot) = (entry.object, entry.slot, entry.ballot);
-                self.learn(now, object, slot, ballot, entry.command_in(&frame), out);
+                let wrong = self.wrongly_executed(object, slot, &Source::Stream(from, seq));
+                let command = wrong.as_ref().map_or_else(|| entry.command_in(&frame), |bytes| Command::view(bytes));
+                self.learn(now, object, slot, ballot, command, out);
             }
         }
         let inbound = &mut self.inbound[from.index()];
-        inbound.settle_frames();
+        if !self.config.has(Mutant::InboundNeverDropped) {
+            inbound.settle_frames();
+        }
         inbound.settle_refusals();
+    }
+
+    /// What a planted bug executes for an entry of a stream: the tail's command, where that is another entry's.
+    fn wrongly_executed(&mut self, object: ObjectIndex, slot: u64, entry: &Source) -> Option<Bytes> {
+        if !self.config.has(Mutant::TailExecuted) {
+            return None;
+        }
+        let source = self.objects[object].tail.get_mut(slot)?.source.clone();
+        (source != *entry).then(|| Bytes::copy_from_slice(self.source_command(&source).bytes()))
     }
 
     /// A slot is decided: executes it if it is the next one, keeps it otherwise.
@@ -479,14 +527,13 @@ impl WPaxos {
         if slot <= known.applied {
             return;
         }
-        if slot > known.applied + 1 {
+        if slot > known.applied + 1 && !self.config.has(Mutant::OutOfOrder) {
             let source = Source::Held(Box::new(Bytes::copy_from_slice(command.bytes())));
             known.tail.put(TailEntry { slot, ballot, decided: true, source });
             self.note_gap(now, object);
             return;
         }
-        known.state.execute(slot, command);
-        known.applied = slot;
+        known.execute(&self.config, slot, command);
         self.counters.learned += 1;
         if known.tail.first().is_some_and(|first| first.slot == slot) {
             known.tail.pop_first();
@@ -508,9 +555,8 @@ impl WPaxos {
                 break;
             }
             let Source::Held(bytes) = &first.source else { unreachable!("decided commands are held") };
-            let slot = first.slot;
-            known.state.execute(slot, Command::view(bytes));
-            known.applied = slot;
+            let (slot, bytes) = (first.slot, bytes.clone());
+            known.execute(&self.config, slot, Command::view(&bytes));
             known.tail.pop_first();
         }
         if self.objects[object].rare.is_some() {
@@ -530,16 +576,11 @@ impl WPaxos {
     }
 
     /// The stream no longer reaches back to this node's place in it (§5).
-    pub(super) fn on_skip(&mut self, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+    pub(super) fn on_skip(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
         let mut reader = Reader::new(frame);
         let skip: SkipBody = *reader.take()?;
         let to = reader.number(skip.to_seq)?;
-        let inbound = &mut self.inbound[from.index()];
-        if inbound.id.is_some_and(|id| id != skip.stream) || inbound.id.is_none() {
-            let last = inbound.last_seq;
-            self.drop_entries(from, last);
-            self.inbound[from.index()] = super::Inbound::of(skip.stream);
-        }
+        self.adopt_stream(now, from, skip.stream);
         let watermark = self.inbound[from.index()].watermark;
         if to <= watermark {
             return Ok(());
@@ -548,7 +589,9 @@ impl WPaxos {
         let inbound = &mut self.inbound[from.index()];
         inbound.skip_to(to);
         let missing = watermark + 1;
-        inbound.behind_from = if inbound.behind_from == 0 { missing } else { inbound.behind_from.min(missing) };
+        if !self.config.has(Mutant::SkipForgotten) {
+            inbound.behind_from = if inbound.behind_from == 0 { missing } else { inbound.behind_from.min(missing) };
+        }
         inbound.ack_due = true;
         self.log_received(from, frame);
         Ok(())
@@ -570,22 +613,30 @@ impl WPaxos {
     /// An Ack, or the Resume that opens a connection.
     pub(super) fn send_standing(&mut self, to: NodeIndex, kind: Kind, out: &mut Outputs) {
         let inbound = &self.inbound[to.index()];
-        let nobody = super::message::StreamId { incarnation: 0.into(), boot: 0.into() };
+        let without = self.config.has(Mutant::RefusalsNotSent)
+            || (self.config.has(Mutant::ResumeWithoutRefusals) && kind == Kind::Resume);
+        let refusals = if without { &[] } else { inbound.refusals.as_slice() };
+        let nobody = StreamId { incarnation: 0.into(), boot: 0.into() };
         let head = Standing {
             stream: inbound.id.unwrap_or(nobody),
-            refusals: (inbound.refusals.len() as u32).into(),
+            refusals: (refusals.len() as u32).into(),
             last_seq: inbound.last_seq.into(),
             watermark: inbound.watermark.into(),
             behind_from: inbound.behind_from.into(),
         };
         let mut body = std::mem::take(&mut self.scratch_bytes);
         body.extend_from_slice(head.as_bytes());
-        for (seq, ballot) in &inbound.refusals {
+        for (seq, ballot) in refusals {
             let refusal = Refusal { seq: (*seq).into(), ballot: ballot.number.into() };
             body.extend_from_slice(refusal.as_bytes());
         }
-        self.links[to.index()].send(kind, &body, self.logged, out);
+        let early = if kind == Kind::Ack { Mutant::AckBeforeDurable } else { Mutant::ResumeBeforeDurable };
+        let after = if self.config.has(early) { RecordId(0) } else { self.logged };
+        self.links[to.index()].send(kind, &body, after, out);
         body.clear();
         self.scratch_bytes = body;
+        if self.config.has(Mutant::RefusalsOnce) {
+            self.inbound[to.index()].refusals.clear();
+        }
     }
 }

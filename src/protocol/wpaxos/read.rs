@@ -13,13 +13,14 @@ use super::{
 };
 use crate::{
     command::Status,
+    mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     topology::{NodeIndex, NodeSet},
     wire::{self, Frame, FrameError, Kind},
 };
 
 /// A round that has been asked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Round {
     number: u64,
     objects: Vec<(ObjectIndex, Ballot)>,
@@ -30,7 +31,7 @@ struct Round {
 }
 
 /// All rounds of this node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Reads {
     /// Reads since the last round was asked.
     waiting: Vec<(RequestKey, ObjectIndex, Ballot)>,
@@ -64,9 +65,16 @@ impl WPaxos {
         let round = self.reads.next_round;
         let known = &mut self.objects[object];
         let Role::Leading(leading) = &mut known.role else { unreachable!("only the owner serves reads") };
-        if known.applied < leading.settled {
+        if known.applied < leading.settled && !self.config.has(Mutant::ReadBeforeSettled) {
             self.requests.get_mut(key).expect("it waits").stage = Stage::Waiting;
             known.rare().parked.push(key);
+            return;
+        }
+        if self.config.has(Mutant::ReadJoinsAskedRound)
+            && let Some(asked) = self.reads.rounds.back_mut()
+        {
+            asked.reads.push((key, object, known.promised));
+            self.requests.get_mut(key).expect("it waits").stage = Stage::Reading;
             return;
         }
         if leading.round < round {
@@ -138,7 +146,10 @@ impl WPaxos {
             let key = reader.key(asked.key_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, asked.ballot)?;
             let promised = self.objects.find(key).map_or(Ballot::ZERO, |object| self.objects[object].promised);
-            if promised > ballot {
+            if promised > ballot && self.config.has(Mutant::SilentObjection) {
+                return Ok(());
+            }
+            if promised > ballot && !self.config.has(Mutant::ObjectionNotSent) {
                 let objection = Objection { ballot: promised.number.into(), index: index.into(), reserved: 0.into() };
                 body.extend_from_slice(objection.as_bytes());
             }
@@ -169,7 +180,9 @@ impl WPaxos {
             let Some(&(object, _)) = objects.get(objection.index.get() as usize) else {
                 return Err(reader.wrong("it objects to what was not asked"));
             };
-            self.raise(now, object, ballot);
+            if !self.config.has(Mutant::ObjectionsIgnored) {
+                self.hear(now, object, ballot);
+            }
         }
         self.reads.rounds[place].confirmed.insert(from);
         self.finish_round(now, number, out);
@@ -180,13 +193,15 @@ impl WPaxos {
     /// the objects went.
     fn finish_round(&mut self, now: Micros, number: u64, out: &mut Outputs) {
         let place = self.reads.rounds.iter().position(|round| round.number == number).expect("it is open");
-        if !self.config.quorums.is_phase2_quorum(self.reads.rounds[place].confirmed) {
+        let confirmed = self.config.is_phase2_quorum(self.reads.rounds[place].confirmed);
+        if !confirmed && !self.config.has(Mutant::ReadWithoutRound) {
             return;
         }
         let round = self.reads.rounds.remove(place).expect("just found");
         for (key, object, ballot) in round.reads {
             let known = &self.objects[object];
-            if known.leading().is_none() || known.promised != ballot {
+            let moved = known.leading().is_none() || known.promised != ballot;
+            if moved && !self.config.has(Mutant::ReadAfterDeposition) {
                 self.ready_requests.push_back(key);
                 continue;
             }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{Ballot, ObjectIndex, WPaxos, message::ForwardReplyHead};
 use crate::{
     command::{Command, Status, mark_retry},
+    mutant::Mutant,
     protocol::{Micros, Outputs, ReadMode, Reply, ReplyTo, Request},
     store::Judgement,
     topology::{NodeIndex, ZoneIndex},
@@ -36,8 +37,9 @@ impl RequestKey {
 pub(super) enum Origin {
     /// A client of this node.
     Client(ReplyTo),
-    /// Another node that forwarded it under this number.
-    Node(NodeIndex, u64),
+    /// Another node that forwarded it over that link's connection under this number. On another connection the node has
+    /// asked again, or has restarted and uses the number for another request.
+    Node { node: NodeIndex, connection: u64, id: u64 },
 }
 
 /// Where a request stands.
@@ -56,7 +58,7 @@ pub(super) enum Stage {
 }
 
 /// A waiting request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     pub(super) origin: Origin,
     pub(super) object: ObjectIndex,
@@ -72,14 +74,14 @@ pub(super) struct Waiting {
     pub(super) command: Bytes,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     Free { next: u32, tenant: u32 },
     Used { tenant: u32, waiting: Waiting },
 }
 
 /// The table of waiting requests: places are used again, last freed first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Requests {
     places: Vec<Place>,
     free: u32,
@@ -115,6 +117,14 @@ impl Requests {
         match self.places.get_mut(key.index as usize) {
             Some(Place::Used { tenant, waiting }) if *tenant == key.tenant => Some(waiting),
             _ => None,
+        }
+    }
+
+    /// Whoever has this key's place now.
+    pub(super) fn successor(&self, key: RequestKey) -> RequestKey {
+        match self.places.get(key.index as usize) {
+            Some(Place::Used { tenant, .. }) => RequestKey { index: key.index, tenant: *tenant },
+            _ => key,
         }
     }
 
@@ -243,7 +253,8 @@ impl WPaxos {
     /// Routes a request again that may have been executed already: from here on it is a retry.
     pub(super) fn reroute_as_retry(&mut self, now: Micros, key: RequestKey) {
         let Some(waiting) = self.requests.get_mut(key) else { return };
-        if waiting.is_write && !Command::view(&waiting.command).is_retry() {
+        let unmarked = waiting.is_write && !Command::view(&waiting.command).is_retry();
+        if unmarked && !self.config.has(Mutant::RerouteUnmarked) {
             let mut command = waiting.command.to_vec();
             mark_retry(&mut command);
             waiting.command = command.into();
@@ -298,7 +309,8 @@ impl WPaxos {
                     value: start..out.value_bytes.len(),
                 });
             }
-            Origin::Node(node, id) => {
+            Origin::Node { node, connection, .. } if self.links[node.index()].connection() != connection => {}
+            Origin::Node { node, id, .. } => {
                 let head = ForwardReplyHead {
                     id: id.into(),
                     version: answer.version.into(),
@@ -342,7 +354,8 @@ impl WPaxos {
                     value: start..out.value_bytes.len(),
                 });
             }
-            Origin::Node(node, id) => {
+            Origin::Node { node, connection, .. } if self.links[node.index()].connection() != connection => {}
+            Origin::Node { node, id, .. } => {
                 let head = ForwardReplyHead { id: id.into(), status: status as u8, ..*reply };
                 self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
             }
@@ -399,6 +412,8 @@ impl WPaxos {
                 let status = if maybe { Status::TimeoutMaybeDone } else { Status::TimeoutNotDone };
                 self.counters.timeouts += 1;
                 self.answer(key, Answer::refusal(status), out);
+            } else if self.config.has(Mutant::LimboGuessed) && matches!(waiting.stage, Stage::Limbo(_)) {
+                self.answer(key, Answer::refusal(Status::TimeoutNotDone), out);
             } else if waiting.maybe_done {
                 self.reroute_as_retry(now, key);
             } else {
@@ -411,6 +426,9 @@ impl WPaxos {
     /// A slot in limbo may never be decided by itself: its entry may have reached nobody that the next owner asked. After
     /// a while the request goes there as a retry: should the entry be chosen yet, then in its own, lower slot.
     fn needs_attention(&self, now: Micros, waiting: &Waiting) -> bool {
+        if self.config.has(Mutant::ForwardLeft) && matches!(waiting.stage, Stage::Forwarded(..)) {
+            return false;
+        }
         if waiting.deadline <= now {
             return true;
         }

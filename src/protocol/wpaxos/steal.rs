@@ -6,13 +6,14 @@ use super::{
     read::key_ballot_head,
 };
 use crate::{
+    mutant::Mutant,
     protocol::Micros,
     topology::{NodeIndex, StealPolicy, ZoneIndex},
     wire::{Frame, FrameError, Kind},
 };
 
 /// What the policy has counted of one object since its owner leads it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Accesses {
     /// The zone of the last request, and how many in a row came from it.
     last: (ZoneIndex, u32),
@@ -29,7 +30,7 @@ pub(super) struct Accesses {
 }
 
 /// Distances between zones as a policy sees them, in microseconds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Distances {
     zones: usize,
     rtt_us: Vec<u32>,
@@ -217,11 +218,14 @@ impl WPaxos {
             let key = reader.key(head.key_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
             let object = self.object_of(key);
-            self.raise(now, object, ballot);
+            self.hear(now, object, ballot);
             // An offer that something newer has overtaken is void.
             if self.objects[object].promised == ballot && self.objects[object].is_idle() {
                 self.counters.steals += 1;
                 self.start_phase1(now, object, None);
+                if self.config.has(Mutant::HandoverWithoutPhase1) {
+                    self.lead(now, object);
+                }
             }
         }
         Ok(())

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// An entry above the commit watermark.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct OwnEntry {
     pub(super) object: ObjectIndex,
     pub(super) slot: u64,
@@ -32,7 +32,7 @@ pub(super) struct OwnEntry {
 }
 
 /// A sealed frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct OwnFrame {
     pub(super) bytes: Bytes,
     /// The last number in this frame or before it.
@@ -42,7 +42,7 @@ pub(super) struct OwnFrame {
 }
 
 /// The open batch: entries that no frame holds yet.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Open {
     buffer: BytesMut,
     entries: u32,
@@ -50,7 +50,7 @@ struct Open {
 }
 
 /// This node's own stream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct OwnStream {
     pub(super) id: StreamId,
     open: Open,
@@ -242,6 +242,11 @@ impl OwnStream {
         self.frames.get(usize::try_from(number.checked_sub(self.first_frame)?).ok()?)
     }
 
+    /// How many sealed frames are kept, and their bytes.
+    pub(super) fn kept_frames(&self) -> (usize, usize) {
+        (self.frames.len(), self.retained_bytes)
+    }
+
     /// The number of the first kept frame that has something for a receiver that took everything up to `seq`.
     pub(super) fn frame_after(&self, seq: u64) -> u64 {
         self.first_frame + self.frames.partition_point(|frame| frame.last_seq <= seq) as u64
@@ -291,14 +296,19 @@ impl OwnStream {
         number < self.first_frame
     }
 
+    /// The watermark that the last sealed frame carries.
+    pub(super) fn announced(&self) -> u64 {
+        self.announced
+    }
+
     /// Forgets frames that everybody has acked (`needed_after`: the lowest ack) and that were put on every link
-    /// (`unsent`: the first that was not), and more where they exceed what is to be retained. Never above the watermark
-    /// that is *announced*: the list of the withdrawn is needed until a frame holds it.
-    pub(super) fn trim(&mut self, needed_after: u64, unsent: u64, retain_bytes: usize) {
+    /// (`unsent`: the first that was not), and more where they exceed what is to be retained. Never above `known`, the
+    /// watermark that is *announced*: the list of the withdrawn is needed until a frame holds it.
+    pub(super) fn trim(&mut self, known: u64, needed_after: u64, unsent: u64, retain_bytes: usize) {
         while let Some(frame) = self.frames.front() {
             let wanted = frame.last_seq > needed_after || self.first_frame >= unsent;
             let kept = wanted && self.retained_bytes <= retain_bytes;
-            if kept || frame.last_seq > self.announced || self.frames.len() == 1 {
+            if kept || frame.last_seq > known || self.frames.len() == 1 {
                 break;
             }
             self.retained_bytes -= frame.bytes.len();

@@ -1,5 +1,9 @@
 //! Directed tests: what each message does, on clusters whose links the test holds in its hands. What only many histories
-//! find is in `tests/model`.
+//! find is in `crate::sim`.
+
+#[cfg(feature = "sim")]
+mod planted;
+mod recovery;
 
 use std::collections::VecDeque;
 
@@ -14,7 +18,7 @@ use super::{
 };
 use crate::{
     command::{Action, Command, NewCommand, Status},
-    protocol::{Micros, Outputs, Protocol, ReadMode, Reply, ReplyTo, Request},
+    protocol::{Micros, Outputs, Protocol, ReadMode, Record, Reply, ReplyTo, Request},
     topology::{Cluster, NodeId, NodeIndex, QuorumSpec, StealPolicy},
     tuning::Tuning,
     wire::{self, Frame},
@@ -28,6 +32,8 @@ struct Bench {
     /// By sender, then receiver.
     links: Vec<Vec<VecDeque<Frame>>>,
     replies: Vec<(u64, Status, u64)>,
+    configs: Vec<Config>,
+    logs: Vec<Vec<Record>>,
 }
 
 impl Bench {
@@ -44,12 +50,15 @@ impl Bench {
         let count = cluster.nodes.len();
         let now = Micros(10_000_000);
         let config = |node| Config::new(&cluster, &tuning, NodeIndex(node as u8), 0, 100 + node as u64).unwrap();
+        let configs: Vec<Config> = (0..count).map(config).collect();
         let mut bench = Self {
-            nodes: (0..count).map(|node| WPaxos::new(config(node), now)).collect(),
+            nodes: configs.iter().map(|config| WPaxos::new(config.clone(), now)).collect(),
             outs: (0..count).map(|_| Outputs::new(count)).collect(),
             now,
             links: vec![vec![VecDeque::new(); count]; count],
             replies: Vec::new(),
+            logs: vec![Vec::new(); count],
+            configs,
         };
         for a in 0..count {
             for b in 0..a {
@@ -70,7 +79,7 @@ impl Bench {
         loop {
             self.nodes[node].flush(self.now, out);
             let Some(last) = out.records.last().map(|record| record.id) else { break };
-            out.records.clear();
+            self.logs[node].append(&mut out.records);
             self.nodes[node].on_durable(self.now, last, out);
         }
         for send in out.sends.drain(..) {
@@ -155,8 +164,12 @@ impl Bench {
     }
 
     fn ask_as(&mut self, node: usize, token: u64, read: ReadMode, action: Action<'_>) {
+        self.ask_of(node, 7, token, read, action);
+    }
+
+    fn ask_of(&mut self, node: usize, client: u64, token: u64, read: ReadMode, action: Action<'_>) {
         let mut bytes = Vec::new();
-        NewCommand { client: 7, id: token, retry: false, key: b"k", action }.encode(&mut bytes).unwrap();
+        NewCommand { client, id: token, retry: false, key: b"k", action }.encode(&mut bytes).unwrap();
         let frame = Bytes::from(bytes);
         let zone = self.nodes[node].config.my_zone();
         let command = Command::parse(&frame).unwrap();
@@ -212,6 +225,10 @@ fn commits(frame: &Frame) -> (u64, u64, Vec<u64>) {
 
 /// A batch of one stream, made by hand: (slot, ballot, value) each.
 fn batch(owner: u64, first_seq: u64, entries: &[(u64, Ballot, &[u8])]) -> Frame {
+    batch_of_boot(1, owner, first_seq, entries)
+}
+
+fn batch_of_boot(boot: u32, owner: u64, first_seq: u64, entries: &[(u64, Ballot, &[u8])]) -> Frame {
     let mut rows = Vec::new();
     for (slot, ballot, value) in entries {
         let mut command = Vec::new();
@@ -224,7 +241,7 @@ fn batch(owner: u64, first_seq: u64, entries: &[(u64, Ballot, &[u8])]) -> Frame 
         rows.extend_from_slice(&command);
     }
     let head = BatchHead {
-        stream: StreamId { incarnation: (100 + owner).into(), boot: 1.into() },
+        stream: StreamId { incarnation: (100 + owner).into(), boot: boot.into() },
         first_seq: first_seq.into(),
         commit_from: 0.into(),
         commit_to: 0.into(),

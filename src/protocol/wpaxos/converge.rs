@@ -1,0 +1,398 @@
+//! Streams that have ended, because their owner has restarted or is silent (`protocol.md` §5): what they left undecided is
+//! finished by a phase 1, and nodes that got less far in them are brought up to date by those that got further. The argument
+//! is in `docs/decisions/0009-recovery-replays-the-handlers.md`.
+
+use std::collections::BTreeSet;
+
+use zerocopy::IntoBytes;
+
+use super::{
+    Ballot, Mutant, ObjectIndex, Role, WPaxos,
+    message::{CompareHead, ListHead, ListRequestBody, ListRow, Reached, Reader, StateEntryHead, StreamId},
+    object::Source,
+};
+use crate::{
+    protocol::{Micros, Outputs, RecordId},
+    topology::{NodeIndex, NodeSet},
+    wire::{Frame, FrameError, Kind},
+};
+
+/// How many orphans a check looks at.
+const ORPHANS_PER_CHECK: usize = 1024;
+/// How many streams of one owner are remembered when they have ended: who slept through more of its boots than that
+/// learns the effects of the oldest ones only when their objects are used.
+const ENDED_MAX: usize = 8;
+/// How many objects, and how many bytes of their states, are listed at a time.
+const LIST_OBJECTS: usize = 512;
+const LIST_BYTES: usize = 1 << 20;
+/// The end of a list.
+const END: u32 = u32::MAX;
+
+/// Lists of what a peer has executed, page by page, and states of what is behind that here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Survey {
+    from: NodeIndex,
+    /// How far the peer had got in streams that ended when the survey began: and this node, when it is over.
+    reached: Vec<Reached>,
+    /// The next page.
+    cursor: u32,
+    /// Whether it has to be asked for.
+    due: bool,
+    heard_at: Micros,
+}
+
+/// An entry of a stream that has ended, undecided when it did.
+type Orphan = (Micros, ObjectIndex, u64, Ballot);
+
+/// What is left to do for streams that have ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Converge {
+    /// By owner.
+    ended: Vec<Vec<Reached>>,
+    /// Owners that have been silent for so long that their current streams count as ended.
+    silent: NodeSet,
+    /// Peers that did not get further in streams that ended, as far as this node knows.
+    equal: NodeSet,
+    asked_at: Vec<Micros>,
+    /// One survey at a time, and not one after the other.
+    survey: Option<Survey>,
+    rest_until: Micros,
+    orphans: BTreeSet<Orphan>,
+}
+
+impl Converge {
+    pub(super) fn new(nodes: usize) -> Self {
+        Self {
+            ended: vec![Vec::new(); nodes],
+            silent: NodeSet::EMPTY,
+            equal: everybody(nodes),
+            asked_at: vec![Micros(0); nodes],
+            survey: None,
+            rest_until: Micros(0),
+            orphans: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.survey.is_none()
+    }
+
+    /// A stream has ended, or this node has got further in one that has.
+    fn note(&mut self, reached: Reached) {
+        let ended = &mut self.ended[usize::from(reached.owner)];
+        match ended.iter_mut().find(|known| known.stream == reached.stream) {
+            Some(known) => known.up_to = known.up_to.get().max(reached.up_to.get()).into(),
+            None => ended.push(reached),
+        }
+        if ended.len() > ENDED_MAX {
+            ended.remove(0);
+        }
+        self.ask_again();
+    }
+
+    fn ask_again(&mut self) {
+        self.equal = NodeSet::EMPTY;
+        self.asked_at.fill(Micros(0));
+    }
+
+    fn up_to(&self, owner: NodeIndex, stream: StreamId) -> Option<u64> {
+        let ended = &self.ended[owner.index()];
+        ended.iter().find(|known| known.stream == stream).map(|known| known.up_to.get())
+    }
+}
+
+fn everybody(nodes: usize) -> NodeSet {
+    (0..nodes).map(|node| NodeIndex(node as u8)).collect()
+}
+
+/// Orphans.
+impl WPaxos {
+    /// This stream has ended with its owner's boot: what it left in tails stays there, to be finished.
+    pub(super) fn bury_stream(&mut self, now: Micros, owner: NodeIndex) {
+        let inbound = &self.inbound[owner.index()];
+        let Some(stream) = inbound.id else { return };
+        let up_to = inbound.effective();
+        self.converge.note(Reached { owner: owner.0, reserved: [0; 3], stream, up_to: up_to.into() });
+        let delay = match owner == self.config.me {
+            true => self.config.timers.prepare_retry_us,
+            false => self.config.timers.orphan_delay_us * (1 + self.orphan_rank(now)),
+        };
+        self.orphan_entries(now.plus(delay), owner);
+        let last = self.inbound[owner.index()].last_seq;
+        self.drop_entries(owner, last);
+    }
+
+    /// Notes what a stream's end has left undecided in tails.
+    fn orphan_entries(&mut self, due: Micros, owner: NodeIndex) {
+        for (seq, entry) in self.inbound[owner.index()].entries() {
+            let tail = &mut self.objects[entry.object].tail;
+            let left = tail.get_mut(entry.slot).filter(|left| left.source == Source::Stream(owner, seq));
+            if left.is_some_and(|left| !left.decided) {
+                self.converge.orphans.insert((due, entry.object, entry.slot, entry.ballot));
+            }
+        }
+    }
+
+    /// Notes what is undecided of an object that this node has ceased to lead without hearing of another owner.
+    pub(super) fn orphan_tail(&mut self, now: Micros, object: ObjectIndex) {
+        let due = now.plus(self.config.timers.prepare_retry_us);
+        for entry in self.objects[object].tail.iter().filter(|entry| !entry.decided) {
+            self.converge.orphans.insert((due, object, entry.slot, entry.ballot));
+        }
+    }
+
+    /// Whether the entry is still what this node holds in the slot, and nobody is at work here to decide it.
+    fn is_open(&mut self, (_, object, slot, ballot): Orphan) -> bool {
+        let known = &mut self.objects[object];
+        let entry = known.tail.get_mut(slot).filter(|entry| entry.ballot == ballot && !entry.decided);
+        entry.is_some() && !matches!(known.role, Role::Leading(_))
+    }
+
+    /// Finishes orphans by a phase 1 of this node: its own as soon as it is back, others' after a time that is longer the
+    /// more live nodes come first. Each is looked at again until it is decided or somebody has proposed anew.
+    pub(super) fn check_orphans(&mut self, now: Micros) {
+        if self.config.has(Mutant::OrphansLeft) {
+            return;
+        }
+        self.note_silence(now);
+        for _ in 0..ORPHANS_PER_CHECK {
+            let Some(&orphan) = self.converge.orphans.first().filter(|(due, ..)| *due <= now) else { break };
+            self.converge.orphans.pop_first();
+            if !self.is_open(orphan) {
+                continue;
+            }
+            let (_, object, slot, ballot) = orphan;
+            let timers = &self.config.timers;
+            let (delay, timeout) = (timers.orphan_delay_us * (1 + self.orphan_rank(now)), timers.request_timeout_us);
+            let owner = self.owner_of(object).filter(|owner| *owner != self.config.me);
+            let taken = self.objects[object].promised > ballot && owner.is_some_and(|by| !self.is_suspected(now, by));
+            let first = now.since(self.restarted_at) < delay;
+            if taken && first {
+                // Somebody has taken the object since: its owner decides the slot, if it gets that far.
+                self.converge.orphans.insert((self.restarted_at.plus(delay), object, slot, ballot));
+                continue;
+            }
+            if self.objects[object].is_idle() {
+                self.counters.orphans += 1;
+                self.start_phase1(now, object, None);
+            }
+            self.converge.orphans.insert((now.plus(timeout + delay), object, slot, ballot));
+        }
+    }
+
+    /// How many live nodes come before this one.
+    fn orphan_rank(&self, now: Micros) -> u64 {
+        let before = (0..self.config.me.0).map(NodeIndex);
+        before.filter(|node| !self.is_suspected(now, *node)).count() as u64
+    }
+
+    /// An owner that has been silent for long may never come back: its stream counts as ended.
+    fn note_silence(&mut self, now: Micros) {
+        let patience = self.config.timers.orphan_delay_us * (1 + self.orphan_rank(now));
+        for owner in everybody(self.links.len()).iter() {
+            let is_silent =
+                self.is_suspected(now, owner) && now.since(self.links[owner.index()].silent_since()) > patience;
+            if !is_silent {
+                self.converge.silent.remove(owner);
+            } else if self.converge.silent.insert(owner) {
+                self.orphan_entries(now, owner);
+                if self.inbound[owner.index()].id.is_some() {
+                    self.converge.ask_again();
+                }
+            }
+        }
+    }
+}
+
+/// Comparing.
+impl WPaxos {
+    /// How far this node got in each stream that has ended.
+    fn reached(&self) -> Vec<Reached> {
+        let mut reached: Vec<Reached> = self.converge.ended.iter().flatten().copied().collect();
+        for owner in self.converge.silent.iter() {
+            let inbound = &self.inbound[owner.index()];
+            let Some(stream) = inbound.id else { continue };
+            let up_to = inbound.effective();
+            match reached.iter_mut().find(|known| known.owner == owner.0 && known.stream == stream) {
+                Some(known) => known.up_to = known.up_to.get().max(up_to).into(),
+                None => reached.push(Reached { owner: owner.0, reserved: [0; 3], stream, up_to: up_to.into() }),
+            }
+        }
+        reached
+    }
+
+    /// Whether a peer got further than this node in a stream that has ended.
+    fn is_behind(&self, theirs: &[Reached]) -> bool {
+        theirs.iter().any(|their| {
+            let owner = NodeIndex(their.owner);
+            let inbound = &self.inbound[owner.index()];
+            let current = inbound.id == Some(their.stream);
+            if current && !self.converge.silent.contains(owner) {
+                // It has not ended for this node: what is missing will come.
+                return false;
+            }
+            let current = current.then(|| inbound.effective());
+            let forgotten = self.converge.ended[owner.index()].len() >= ENDED_MAX;
+            match self.converge.up_to(owner, their.stream).max(current) {
+                Some(mine) => mine < their.up_to.get(),
+                None => !forgotten && their.up_to.get() > 0,
+            }
+        })
+    }
+
+    /// A peer that comes back may have got further in a stream that has ended meanwhile.
+    pub(super) fn meet_again(&mut self, peer: NodeIndex) {
+        if self.converge.ended.iter().any(|ended| !ended.is_empty()) || self.converge.silent != NodeSet::EMPTY {
+            self.converge.equal.remove(peer);
+            self.converge.asked_at[peer.index()] = Micros(0);
+        }
+    }
+
+    /// A survey does not outlive its connection.
+    pub(super) fn part_from(&mut self, peer: NodeIndex) {
+        self.converge.survey.take_if(|survey| survey.from == peer);
+    }
+
+    /// Asks peers that may have got further how far they are.
+    pub(super) fn check_convergence(&mut self, now: Micros, out: &mut Outputs) {
+        let patience = self.config.timers.request_timeout_us;
+        self.converge.survey.take_if(|survey| now.since(survey.heard_at) > patience);
+        if self.converge.survey.is_some() || now < self.converge.rest_until {
+            return;
+        }
+        for node in 0..self.links.len() {
+            let peer = NodeIndex(node as u8);
+            let waits = now.since(self.converge.asked_at[node]) < self.config.timers.orphan_delay_us;
+            if !self.converge.equal.contains(peer) && self.links[node].is_up() && !waits {
+                self.converge.asked_at[node] = now;
+                self.send_compare(peer, false, out);
+            }
+        }
+    }
+
+    fn send_compare(&mut self, to: NodeIndex, answers: bool, out: &mut Outputs) {
+        // Decided slots behind a gap were passed and are not executed: what this node reached is not what it has.
+        let head = CompareHead { answers: answers.into(), settled: self.gaps.is_empty().into(), reserved: [0; 2] };
+        let mut body = head.as_bytes().to_vec();
+        body.extend_from_slice(self.reached().as_bytes());
+        self.links[to.index()].send(Kind::Compare, &body, RecordId(0), out);
+    }
+
+    /// A peer says how far it got in streams that have ended, and wants to know the same unless it answers. If it got
+    /// further, it is surveyed.
+    pub(super) fn on_compare(
+        &mut self,
+        now: Micros,
+        from: NodeIndex,
+        frame: &Frame,
+        out: &mut Outputs,
+    ) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &CompareHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let mut theirs = Vec::new();
+        while !reader.is_empty() {
+            let reached: &Reached = reader.take()?;
+            reader.zero(reached.reserved)?;
+            reader.number(reached.up_to)?;
+            if usize::from(reached.owner) >= self.links.len() {
+                return Err(reader.wrong("it names a stream of nobody"));
+            }
+            theirs.push(*reached);
+        }
+        if head.answers == 0 {
+            self.send_compare(from, true, out);
+        }
+        if head.settled == 0 {
+            return Ok(());
+        }
+        if !self.is_behind(&theirs) {
+            if head.answers == 1 {
+                self.converge.equal.insert(from);
+            }
+            return Ok(());
+        }
+        self.converge.equal.remove(from);
+        if self.converge.survey.is_none() && now >= self.converge.rest_until {
+            self.counters.surveys += 1;
+            self.converge.survey = Some(Survey { from, reached: theirs, cursor: 0, due: true, heard_at: now });
+        }
+        Ok(())
+    }
+}
+
+/// Surveys.
+impl WPaxos {
+    /// Asks for the next page: one a tick, when all states that the last one made this node ask for have come.
+    pub(super) fn pump_survey(&mut self, out: &mut Outputs) {
+        let Some(survey) = self.converge.survey.as_mut().filter(|survey| survey.due) else { return };
+        survey.due = false;
+        let (from, cursor) = (survey.from, survey.cursor);
+        self.links[from.index()].flush(self.logged, out);
+        let body = ListRequestBody { cursor: cursor.into() };
+        self.links[from.index()].send(Kind::ListRequest, body.as_bytes(), RecordId(0), out);
+    }
+
+    /// Lists some objects with what is executed of them here, behind the states that were asked for before.
+    pub(super) fn on_list_request(
+        &mut self,
+        from: NodeIndex,
+        frame: &Frame,
+        out: &mut Outputs,
+    ) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let body: &ListRequestBody = reader.take()?;
+        let start = body.cursor.get() as usize;
+        let (mut next, mut states) = (start, 0);
+        let mut rows = Vec::new();
+        while next < self.objects.len() && next < start + LIST_OBJECTS && states < LIST_BYTES {
+            let known = &self.objects[ObjectIndex(next as u32)];
+            next += 1;
+            if known.applied > 0 {
+                states += known.key.len() + known.state.value.as_ref().map_or(0, Vec::len) + 256;
+                let key_bytes = (known.key.len() as u16).into();
+                let row = ListRow { applied: known.applied.into(), key_bytes, reserved: [0; 6] };
+                rows.extend_from_slice(row.as_bytes());
+                rows.extend_from_slice(&known.key);
+            }
+        }
+        let next = if next >= self.objects.len() { END } else { next as u32 };
+        let head = ListHead { asked: body.cursor, next: next.into() };
+        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].send(Kind::List, &[head.as_bytes(), &rows].concat(), RecordId(0), out);
+        Ok(())
+    }
+
+    /// A page of a survey: asks for the state of what is behind here. After the last page an empty one follows, and with it
+    /// every state has come.
+    pub(super) fn on_list(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &ListHead = reader.take()?;
+        let asked = head.asked.get();
+        let Some(survey) = &mut self.converge.survey else { return Ok(()) };
+        if survey.from != from || survey.due || survey.cursor != asked {
+            return Ok(());
+        }
+        (survey.cursor, survey.due, survey.heard_at) = (head.next.get(), true, now);
+        while !reader.is_empty() {
+            let row: &ListRow = reader.take()?;
+            reader.zero(row.reserved)?;
+            let key = reader.key(row.key_bytes)?;
+            let mine = self.objects.find(key).map_or(0, |object| self.objects[object].applied);
+            if mine < reader.number(row.applied)? {
+                let (promised, state_bytes, reserved) = (0.into(), 0.into(), 0.into());
+                let head =
+                    StateEntryHead { applied: mine.into(), promised, state_bytes, key_bytes: row.key_bytes, reserved };
+                self.counters.states_asked += 1;
+                self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
+            }
+        }
+        if asked == END {
+            let survey = self.converge.survey.take().expect("just seen");
+            survey.reached.into_iter().for_each(|reached| self.converge.note(reached));
+            self.converge.ask_again();
+            self.converge.rest_until = now.plus(self.config.timers.orphan_delay_us);
+        }
+        Ok(())
+    }
+}
