@@ -1,11 +1,11 @@
-//! What frames say, for people who read the trace of a history.
+//! What frames say, for people who read the trace of a run.
 
 use std::fmt::Write as _;
 
-use wpaxos::wire::{self, Kind};
+use crate::wire::{self, Kind};
 
 /// A frame in a line. Offsets are those of `protocol/wpaxos/message.rs`.
-pub fn describe(bytes: &bytes::Bytes) -> String {
+pub(super) fn describe(bytes: &bytes::Bytes) -> String {
     let frame = wire::parse(bytes.clone()).expect("whole");
     let body = frame.body();
     let mut text = format!("{:?}", frame.kind);

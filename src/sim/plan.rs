@@ -1,0 +1,415 @@
+//! What one run is about: a cluster, its tuning, its clients and how badly it is treated. All of it follows from the seed;
+//! every run draws another mix, so that rare combinations come up and common faults do not hide rare ones.
+
+use std::fmt;
+
+use super::{
+    oracle::Sizes,
+    random::{Purpose, Random},
+};
+use crate::{
+    quorum::Quorums,
+    topology::{Cluster, Home, InitialOwner, QuorumSpec, StealPolicy, WanMatrix},
+    tuning::{Flow, Tuning},
+};
+
+/// How much goes wrong until everything is healed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Weather {
+    /// Nothing at all: every request must be executed, and in time.
+    Calm,
+    /// A fault now and then.
+    Unsettled,
+    /// Many at once.
+    Storm,
+}
+
+/// Whether nodes come back after a crash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Crashes {
+    /// No node crashes.
+    None,
+    /// Some die for good; those that live hold quorums of both phases.
+    ForGood,
+    /// They come back with what their log kept, as often as they crash.
+    KeepLog,
+    /// They come back without memory, as another incarnation, and must not be let in.
+    LoseMemory,
+}
+
+/// What a run leans towards. Most lean nowhere: rare combinations need all kinds of things at once; others need much of one
+/// thing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Theme {
+    /// Everything at once.
+    Mixed,
+    /// Few nodes with slow disks, which crash, come back and lose connections all the time.
+    Crashes,
+    /// Every zone wants one object, all the time.
+    StealStorm,
+    /// Nobody keeps a stream for long, and whoever was away needs state.
+    CatchUp,
+    /// Many objects, each of them used now and then.
+    Crowd,
+    /// More writers of an object than it remembers.
+    Writers,
+}
+
+/// Kinds of faults that a run may have; each run has some of them.
+pub const FAULT_KINDS: u64 = 14;
+
+/// Bytes that may come together between two looks of a replica at what it holds.
+const BETWEEN_LOOKS_BYTES: u64 = 256 << 10;
+/// Bytes of the last frames and of heartbeats, where nothing else is under way.
+const REST_BYTES: u64 = 4 << 10;
+
+/// The frame of one run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What everything follows from.
+    pub seed: u64,
+    /// What it leans towards.
+    pub theme: Theme,
+    /// The members and the rules that they agree on.
+    pub cluster: Cluster,
+    /// The cluster's quorums.
+    pub quorums: Quorums,
+    /// The same for every node.
+    pub tuning: Tuning,
+    /// How much goes wrong.
+    pub weather: Weather,
+    /// What a crash does.
+    pub crashes: Crashes,
+    /// Bit i: whether faults of kind i happen.
+    pub faults: u64,
+    /// How long faults go on, in microseconds.
+    pub storm_us: u64,
+    /// One-way delay by zone, in microseconds: `delays[from][to]`.
+    pub delays_us: Vec<Vec<u64>>,
+    /// Bytes that a connection carries before its sender has to wait.
+    pub window_bytes: usize,
+    /// How often what is sent is cut into pieces that arrive apart, in thousandths.
+    pub pieces_permille: u64,
+    /// How long a sync of the log takes, in microseconds; 0 is "at once".
+    pub disk_us: u64,
+    /// How often a turn waits for more inputs, in thousandths.
+    pub long_turn_permille: u64,
+    /// Per node how fast its clock runs, in millionths.
+    pub clock_ppm: Vec<u64>,
+    /// How many clients.
+    pub clients: u64,
+    /// Keys that most requests are for.
+    pub hot_keys: u64,
+    /// Keys that the others are for.
+    pub cold_keys: u64,
+    /// How many operations are begun in all.
+    pub operations: usize,
+    /// How long a client thinks between two operations, in microseconds.
+    pub think_us: u64,
+    /// How long it waits before it tries another node, in microseconds.
+    pub patience_us: u64,
+    /// How far its ids run ahead of its oldest open one.
+    pub ids_ahead: u64,
+    /// The longest value, in bytes; most are short.
+    pub value_bytes_max: usize,
+    /// How often it asks a node of another zone, in thousandths.
+    pub far_permille: u64,
+    /// How often it asks a shard that does not hold the key, in thousandths.
+    pub wrong_shard_permille: u64,
+}
+
+impl Plan {
+    /// The plan of this seed.
+    ///
+    /// # Panics
+    /// If it has drawn quorums that do not meet: that is a bug of the simulator.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed, Purpose::Plan);
+        let random = &mut random;
+        let theme = match random.below(100) {
+            0..55 => Theme::Mixed,
+            55..75 => Theme::Crashes,
+            75..87 => Theme::StealStorm,
+            87..94 => Theme::CatchUp,
+            94..97 => Theme::Crowd,
+            _ => Theme::Writers,
+        };
+        let cluster = cluster(random, theme);
+        let quorums = Quorums::new(&cluster).expect("the simulator asks for sound quorums");
+        let weather = match random.below(10) {
+            0 | 1 => Weather::Calm,
+            2..=5 => Weather::Unsettled,
+            _ => Weather::Storm,
+        };
+        let calm = weather == Weather::Calm;
+        let crashes = *random.pick(&[
+            Crashes::None,
+            Crashes::ForGood,
+            Crashes::KeepLog,
+            Crashes::KeepLog,
+            Crashes::KeepLog,
+            Crashes::LoseMemory,
+        ]);
+        let tuning = tuning(random, calm);
+        let timeout = tuning.timers.request_timeout_us;
+        let steady = random.permille(500);
+        let clock_ppm = cluster.nodes.iter().map(|_| if steady { 1_000_000 } else { clock_rate(random) }).collect();
+        let mut plan = Self {
+            seed,
+            theme,
+            quorums,
+            weather,
+            crashes: if calm { Crashes::None } else { crashes },
+            faults: if calm { 0 } else { random.any() | random.any() & random.any() },
+            storm_us: random.range(200_000, 900_000),
+            delays_us: delays(random, cluster.zones.len()),
+            window_bytes: if calm { 1 << 22 } else { *random.pick(&[1 << 22, 1 << 22, 1 << 14, 1500]) },
+            pieces_permille: *random.pick(&[0, 50, 500]),
+            disk_us: *random.pick(&[0, 0, 100, 1000, 4000]),
+            long_turn_permille: *random.pick(&[0, 100, 500]),
+            clock_ppm,
+            clients: random.range(2, 7),
+            hot_keys: random.range(1, 4),
+            cold_keys: random.below(5),
+            operations: random.range(40, 220) as usize,
+            think_us: *random.pick(&[0, 500, 3000, 10_000]),
+            patience_us: if calm { 4 * timeout } else { random.range(timeout / 10, 2 * timeout) },
+            ids_ahead: if calm { 50 } else { *random.pick(&[50, 50, 500]) },
+            value_bytes_max: *random.pick(&[58, 58, 58, 2000]),
+            far_permille: *random.pick(&[0, 400, 1000]),
+            wrong_shard_permille: *random.pick(&[0, 200]),
+            cluster,
+            tuning,
+        };
+        plan.lean(random);
+        plan
+    }
+
+    /// Bends what was drawn towards the theme.
+    fn lean(&mut self, random: &mut Random) {
+        match self.theme {
+            Theme::Mixed => {}
+            Theme::Crashes => {
+                self.weather = Weather::Storm;
+                self.crashes = if random.permille(150) { Crashes::LoseMemory } else { Crashes::KeepLog };
+                // Connections break, nodes pause, disks stand still, nodes crash.
+                self.faults = 0b11_0000_0101_0011;
+                self.disk_us = *random.pick(&[100, 1000, 4000]);
+                (self.hot_keys, self.think_us) = (random.range(1, 2), 500);
+                if random.permille(60) {
+                    (self.storm_us, self.think_us) = (5_000_000, 100_000);
+                }
+            }
+            Theme::StealStorm => {
+                self.cluster.steal = *random.pick(&[StealPolicy::Immediate, StealPolicy::Consecutive { hits: 1 }]);
+                (self.hot_keys, self.cold_keys) = (1, 0);
+                (self.clients, self.think_us, self.far_permille) = (8, 0, 1000);
+            }
+            Theme::CatchUp => {
+                self.tuning.flow.stream_retain_bytes = *random.pick(&[0, 300]);
+                self.cold_keys = random.range(5, 20);
+                if self.weather != Weather::Calm {
+                    // Connections break, zones part, nodes are cut off and crash.
+                    self.faults |= 0b11_0101_1000_0011;
+                }
+            }
+            Theme::Crowd => {
+                (self.hot_keys, self.cold_keys) = (20, 200);
+                if random.permille(500) {
+                    // Values that fill frames: nothing narrow on their way, or time-outs say more than anything else.
+                    (self.value_bytes_max, self.window_bytes) = (100_000, 1 << 22);
+                    self.tuning.flow = Flow { stream_retain_bytes: 1 << 20, ..Flow::default() };
+                }
+                self.operations = random.range(400, 900) as usize;
+                (self.clients, self.think_us) = (8, 0);
+            }
+            Theme::Writers => {
+                if self.weather == Weather::Calm {
+                    self.weather = Weather::Unsettled;
+                }
+                (self.clients, self.hot_keys, self.cold_keys) = (random.range(18, 24), 3, 0);
+                (self.operations, self.think_us) = (random.range(100, 200) as usize, 10_000);
+            }
+        }
+    }
+
+    /// How many nodes.
+    pub fn nodes(&self) -> usize {
+        self.cluster.nodes.len()
+    }
+
+    /// How much a shard of a node may hold, by the tuning.
+    pub fn sizes_max(&self) -> Sizes {
+        let (flow, nodes) = (&self.tuning.flow, self.nodes() as u64);
+        // Commands of the simulator have 40 bytes and more, and at most twice as much again goes with them into a frame;
+        // the rest is what comes between two looks of the replica at what it holds.
+        let between_looks = BETWEEN_LOOKS_BYTES + 64 * self.value_bytes_max as u64;
+        let uncommitted = 4 * flow.stream_inflight_bytes_max as u64 + between_looks;
+        let clients = (self.clients + 1) * u64::from(self.cluster.shards);
+        Sizes {
+            stream_bytes: flow.stream_retain_bytes as u64 + uncommitted,
+            received_bytes: nodes * uncommitted,
+            requests: flow.requests_max as u64,
+            link_queue_bytes: flow.link_queue_bytes_max as u64 + between_looks,
+            client_queue_bytes: clients * (flow.client_queue_bytes_max as u64 + between_looks),
+            tail_entries: nodes * uncommitted / 40,
+        }
+    }
+
+    /// How much a shard of a node may hold when nothing is under way.
+    pub fn sizes_at_rest(&self) -> Sizes {
+        let retained = self.tuning.flow.stream_retain_bytes as u64;
+        Sizes {
+            stream_bytes: retained + REST_BYTES + 2 * self.value_bytes_max as u64,
+            requests: 0,
+            link_queue_bytes: REST_BYTES,
+            client_queue_bytes: 0,
+            // What a stream that has ended left behind.
+            ..self.sizes_max()
+        }
+    }
+
+    /// How many keys.
+    pub fn keys(&self) -> u64 {
+        self.hot_keys + self.cold_keys
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes: Vec<_> = self.cluster.zones.iter().map(|zone| zone.nodes.len()).collect();
+        let cluster = &self.cluster;
+        writeln!(f, "seed {}, {:?}: zones of {sizes:?} nodes, {} shards", self.seed, self.theme, cluster.shards)?;
+        writeln!(f, "  quorum {:?}, owner {:?}, steal {:?}", cluster.quorum, cluster.initial_owner, cluster.steal)?;
+        let (weather, crashes, faults) = (self.weather, self.crashes, self.faults & ((1 << FAULT_KINDS) - 1));
+        writeln!(f, "  {weather:?} for {} ms, crashes {crashes:?}, faults {faults:#016b}", self.storm_us / 1000)?;
+        let (window, pieces, wan) = (self.window_bytes, self.pieces_permille, cluster.wan.is_some());
+        writeln!(f, "  delays {:?} µs, window {window}, in pieces {pieces}‰, matrix {wan}", self.delays_us)?;
+        let (disk, turns, clocks) = (self.disk_us, self.long_turn_permille, &self.clock_ppm);
+        writeln!(f, "  disk {disk} µs, long turns {turns}‰, clocks {clocks:?} ppm")?;
+        let (clients, hot, cold, operations) = (self.clients, self.hot_keys, self.cold_keys, self.operations);
+        writeln!(f, "  {clients} clients, {hot} hot and {cold} cold keys, {operations} operations")?;
+        let (think, patience, far) = (self.think_us, self.patience_us, self.far_permille);
+        let (ahead, value) = (self.ids_ahead, self.value_bytes_max);
+        writeln!(f, "  think {think} µs, patience {patience} µs, far {far}‰, ids {ahead} ahead, values up to {value}")?;
+        write!(f, "  {:?}\n  {:?}", self.tuning.batch, self.tuning.flow)
+    }
+}
+
+fn clock_rate(random: &mut Random) -> u64 {
+    let spread = *random.pick(&[100, 10_000, 300_000]);
+    random.range(1_000_000 - spread, 1_000_000 + spread)
+}
+
+fn delays(random: &mut Random, zones: usize) -> Vec<Vec<u64>> {
+    let near = random.range(20, 300);
+    let far = *random.pick(&[100, 500, 1500, 4000]);
+    let row = |from: usize, random: &mut Random| {
+        let delay = |to: usize, random: &mut Random| if from == to { near } else { random.range(far / 2, far * 2) };
+        (0..zones).map(|to| delay(to, random)).collect()
+    };
+    (0..zones).map(|from| row(from, random)).collect()
+}
+
+fn cluster(random: &mut Random, theme: Theme) -> Cluster {
+    let shapes: [&[u8]; 13] = [
+        &[3],
+        &[1, 1, 1],
+        &[2, 2],
+        &[3, 3],
+        &[3, 3],
+        &[2, 3],
+        &[1, 2],
+        &[2, 1, 2],
+        &[2, 2, 2],
+        &[3, 3, 3],
+        &[5],
+        &[1],
+        &[1, 1, 1, 1],
+    ];
+    let sizes = match theme {
+        Theme::Crashes => *random.pick(&shapes[..7]),
+        Theme::StealStorm => *random.pick(&shapes[1..10]),
+        _ => *random.pick(&shapes),
+    };
+    let shards = *random.pick(&[1, 1, 2, 3]);
+    let address = "127.0.0.1:1".parse().expect("an address");
+    let zones = sizes.iter().map(|size| vec![vec![address; shards]; usize::from(*size)]).collect();
+    let mut cluster = Cluster::local("simulated", zones);
+    let nodes = cluster.nodes.len() as u8;
+    let smallest = u64::from(*sizes.iter().min().expect("a zone"));
+    let floor = QuorumSpec::Floor {
+        node_failures: random.below(smallest) as u8,
+        zone_failures: random.below(sizes.len() as u64) as u8,
+    };
+    let q2 = random.range(1, u64::from(nodes)) as u8;
+    let flexible = QuorumSpec::Flexible { q1: nodes + 1 - q2, q2 };
+    let count = QuorumSpec::Count { n: random.range(u64::from(nodes / 2 + 1), u64::from(nodes)) as u8 };
+    let others = [
+        QuorumSpec::Majority,
+        QuorumSpec::Grid,
+        QuorumSpec::ZoneMajority,
+        QuorumSpec::Fast,
+        QuorumSpec::All,
+        flexible,
+        count,
+    ];
+    cluster.quorum = if random.permille(600) { floor } else { *random.pick(&others) };
+    let some_node = cluster.nodes[random.below(u64::from(nodes)) as usize].id;
+    let owners = [
+        InitialOwner::FirstTouch,
+        InitialOwner::FirstTouch,
+        InitialOwner::Home(Home::Hash),
+        InitialOwner::Home(Home::Node(some_node)),
+    ];
+    cluster.initial_owner = *random.pick(&owners);
+    let policies = [
+        StealPolicy::None,
+        StealPolicy::Immediate,
+        StealPolicy::Immediate,
+        StealPolicy::Consecutive { hits: random.range(1, 4) as u32 },
+        StealPolicy::Majority { interval_us: 20_000 },
+        StealPolicy::Ema { alpha_permille: 500, interval_us: 10_000 },
+        StealPolicy::Cost { gain_permille: 800, window_us: 20_000, hold_us: 20_000 },
+    ];
+    cluster.steal = *random.pick(&policies);
+    cluster.wan = random.permille(200).then(|| WanMatrix::uniform(sizes.len(), 2000));
+    cluster
+}
+
+fn tuning(random: &mut Random, calm: bool) -> Tuning {
+    let mut tuning = Tuning::default();
+    let batch = &mut tuning.batch;
+    batch.linger_us = *random.pick(&[0, 0, 200, 2000]);
+    batch.entries_max = *random.pick(&[1, 2, 5, 1024]);
+    batch.bytes_max = *random.pick(&[300, 262_144]);
+    batch.thrifty = random.permille(300);
+    batch.learner_delay_us = *random.pick(&[0, 500, 5000]);
+    batch.learner_bytes = *random.pick(&[1, 1000, 131_072]);
+    batch.commit_delay_us = *random.pick(&[0, 500, 3000]);
+    let flow = &mut tuning.flow;
+    flow.stream_retain_bytes = *random.pick(&[0, 300, 2000, 1 << 20]);
+    if !calm {
+        flow.requests_max = *random.pick(&[3, 8, 1000]);
+        flow.stream_inflight_bytes_max = *random.pick(&[400, 2000, 1 << 20, 1 << 20]);
+        flow.link_queue_bytes_max = *random.pick(&[600, 4000, 1 << 20, 1 << 20]);
+        flow.client_requests_max = *random.pick(&[1, 2, 1000]);
+        flow.client_queue_bytes_max = *random.pick(&[100, 1 << 20]);
+    }
+    let timers = &mut tuning.timers;
+    timers.request_timeout_us = if calm { 1_500_000 } else { *random.pick(&[100_000, 300_000]) };
+    timers.heartbeat_us = 10_000;
+    timers.suspect_silent_us = *random.pick(&[40_000, 80_000]);
+    timers.suspect_down_us = *random.pick(&[5_000, 20_000]);
+    timers.prepare_retry_us = 10_000;
+    timers.backoff_min_us = 500;
+    timers.backoff_max_us = 20_000;
+    timers.confirm_retry_us = 10_000;
+    timers.gap_delay_us = 5_000;
+    timers.orphan_delay_us = 50_000;
+    timers.handover_retry_us = 20_000;
+    timers.q2_fallback_us = *random.pick(&[5_000, 20_000]);
+    timers.reconnect_min_us = 500;
+    timers.reconnect_max_us = *random.pick(&[2_000, 20_000]);
+    tuning
+}

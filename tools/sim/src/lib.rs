@@ -1,0 +1,5 @@
+//! **wpaxos-sim**: seeded runs of the simulator, one or many.
+
+pub mod args;
+pub mod many;
+pub mod one;

@@ -1,0 +1,66 @@
+//! Every known bug that can be planted is found, within a stated number of seeds.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
+};
+
+use wpaxos::{
+    mutant::Mutant,
+    sim::run::{Options, run},
+};
+
+/// Seeds within which a planted bug is found, but for those in [`RARE`].
+const SEEDS: u64 = 400;
+
+/// Bugs that need so many seeds.
+const RARE: &[(Mutant, u64)] = &[];
+
+/// Bugs that chance hardly ever meets: `protocol::wpaxos::tests::planted` shows the harm of each by a directed test.
+const DIRECTED: &[Mutant] = &[];
+
+fn seeds_max(mutant: Mutant) -> u64 {
+    RARE.iter().find(|(rare, _)| *rare == mutant).map_or(SEEDS, |(_, seeds)| *seeds)
+}
+
+/// The first seed that finds the bug, and what it finds.
+fn first_found(mutant: Mutant) -> Option<(u64, String)> {
+    (1..=seeds_max(mutant)).find_map(|seed| {
+        let failure = run(&Options { mutant: Some(mutant), ..Options::of(seed) }).err()?;
+        Some((seed, failure.violation.rule.to_string()))
+    })
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(BTreeMap::new());
+    let wanted: Vec<Mutant> = Mutant::ALL.iter().copied().filter(|mutant| !DIRECTED.contains(mutant)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(mutant) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let first = first_found(*mutant);
+                    found.lock().unwrap().insert(mutant.name(), (*mutant, first));
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap();
+    let mut missed = Vec::new();
+    for (name, (mutant, first)) in &found {
+        match first {
+            Some((seed, rule)) => println!("{name:<28} seed {seed:>5} of {:>5}: {rule}", seeds_max(*mutant)),
+            None => missed.push(*name),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+#[test]
+fn mutants_have_names_of_their_own() {
+    let names: BTreeMap<&str, Mutant> = Mutant::ALL.iter().map(|mutant| (mutant.name(), *mutant)).collect();
+    assert_eq!(names.len(), Mutant::ALL.len());
+    assert!(names.iter().all(|(name, mutant)| Mutant::named(name) == Some(*mutant) && !mutant.what().is_empty()));
+    assert_eq!(Mutant::named("no-such-bug"), None);
+}
