@@ -599,14 +599,16 @@ impl WPaxos {
         Ok(())
     }
 
-    /// One cumulative answer per stream and turn, with all standing refusals. It counts on what was logged.
+    /// One cumulative answer per stream and turn, with all standing refusals. It counts on what was logged. On a link that
+    /// has no room it waits: refusals may be many, and the next answer says all that this one would have said.
     pub(super) fn send_acks(&mut self, out: &mut Outputs) {
         for node in 0..self.inbound.len() {
-            if !self.inbound[node].ack_due {
+            let is_up = self.links[node].is_up();
+            if !self.inbound[node].ack_due || (is_up && out.room[node] == 0) {
                 continue;
             }
             self.inbound[node].ack_due = false;
-            if self.links[node].is_up() {
+            if is_up {
                 self.send_standing(NodeIndex(node as u8), Kind::Ack, out);
             }
         }

@@ -66,8 +66,10 @@ impl Series {
                 break;
             }
             let result = run_once(&Options { seed, ..self.template.clone() });
-            if result.is_err() && !self.go_on {
-                stop.store(true, Ordering::Relaxed);
+            if let Err(failure) = &result {
+                // At once: a night may be interrupted.
+                eprintln!("seed {seed}: {}", failure.violation);
+                stop.fetch_or(!self.go_on, Ordering::Relaxed);
             }
             total.lock().expect("nothing panics under this lock").add(result);
         }
