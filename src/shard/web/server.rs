@@ -85,6 +85,7 @@ async fn serve<P: Protocol + 'static>(shard: &Rc<Shard<P>>, stream: TcpStream) {
     let connection = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .header_read_timeout(None)
+        .half_close(true)
         .title_case_headers(true)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
