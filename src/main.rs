@@ -8,9 +8,9 @@ use wpaxos::{
     cmd::{self, CmdArgs},
     config::ConfigError,
     failure::Failure,
-    local::{LocalCluster, LocalOptions},
-    server::{Server, ServerOptions, exit_on_panic, stop_on_signals},
-    topology::{Cluster, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
+    local::{LocalCluster, LocalHttp, LocalOptions},
+    server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
+    topology::{Cluster, HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
 
@@ -99,6 +99,15 @@ struct LocalArgs {
     /// The first of consecutive ports; free ones are looked for without it.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     base_port: Option<u16>,
+    /// The first of consecutive ports for HTTP, one for each node; free ones are looked for without it.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    http_base_port: Option<u16>,
+    /// Allow faults to be injected over HTTP: /crash, /drop, /slow, /flaky, /partition.
+    #[arg(long)]
+    faults: bool,
+    /// Keep earlier values of keys, for /history: up to 1000 of a key, and 64 MiB in a shard.
+    #[arg(long)]
+    history: bool,
     /// The tuning file of all nodes; built-in defaults without one.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -191,6 +200,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
         return Err(Failure::Config(message.to_owned()));
     }
     let cluster = Cluster::load(&args.config).map_err(config_failure)?;
+    raise_open_files_limit(&cluster);
     let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning(args.tuning)?));
     options.stop = signals()?;
     let server = Server::start(options)?;
@@ -221,10 +231,14 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         },
         wan: (args.rtt_ms > 0).then(|| WanMatrix::uniform(usize::from(args.zones), args.rtt_ms * 1000)),
         base_port: args.base_port,
+        http: args.http_base_port.map_or(LocalHttp::AnyPorts, LocalHttp::Ports),
+        faults: args.faults,
+        history: args.history.then(HistoryBounds::default),
         stop: signals()?,
         ..LocalOptions::default()
     };
     let local = LocalCluster::start(options)?;
+    raise_open_files_limit(local.cluster());
     print_local(&local);
     local.wait()
 }
@@ -234,12 +248,16 @@ fn print_local(local: &LocalCluster) {
     println!("cluster '{}' is up; state is in memory and is lost on exit", cluster.name);
     for member in &cluster.nodes {
         let addresses: Vec<_> = member.shards.iter().map(ToString::to_string).collect();
-        println!("  {}  {}", member.id, addresses.join("  "));
+        let http = member.http.map(|http| format!("  http://{http}")).unwrap_or_default();
+        println!("  {}  {}{http}", member.id, addresses.join("  "));
     }
     let seed = local.seeds()[0];
     println!("try, in another terminal:");
     println!("  wpaxos cmd --seed {seed} put greeting hello");
     println!("  wpaxos cmd --seed {seed} get greeting");
+    if let Some(http) = local.http().first() {
+        println!("  curl http://{http}/greeting");
+    }
     println!("  wpaxos-load run --seed-address {seed}");
     println!("Ctrl-C stops it");
 }
