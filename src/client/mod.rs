@@ -51,12 +51,14 @@ use crate::{
     topology::{NodeId, token_of},
 };
 
-pub use blocking::{RequestError, Swap};
+pub use blocking::{ReadAnswer, RequestError, Swap};
 
 use {connection::Connection, requests::Requests, routing::Routing};
 
+pub mod admin;
 mod blocking;
 mod connection;
+mod consensus;
 mod driver;
 mod failover;
 mod handshake;
