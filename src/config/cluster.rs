@@ -19,6 +19,18 @@
 //! # gain, window_ms, hold_ms  # cost
 //! [wan]                       # optional: emulate wide-area delays between zones
 //! matrix = "wan.csv"          # lines A,B,MS, looked up by region; or rtt_ms = [[0, 80], [80, 0]]
+//! [http]                      # optional; where a node has an `http` address
+//! missing = "404"             # or "empty": a read of a missing key is 200 and an empty body, as Paxi's clients expect
+//! body_bytes_max = 1048576    # the longest body of a request
+//! idle_timeout_ms = 60000     # connections that ask nothing
+//! request_timeout_ms = 10000  # from the first byte of a request to its last, and for the answer
+//! connections_max = 4096      # of one node
+//! [faults]                    # optional
+//! allowed = false             # /crash, /drop, /slow, /flaky, /partition over HTTP
+//! [history]                   # optional: earlier values of keys, kept by each replica for itself
+//! enabled = false
+//! versions_per_key = 1000
+//! bytes_max = 67108864        # per shard, all keys together; the oldest versions go first
 //! [[zone]]                    # optional; if one zone is listed, all are
 //! number = 1
 //! name = "virginia"           # default zone-N
@@ -26,6 +38,7 @@
 //! [[node]]                    # at least one
 //! id = "1.1"
 //! address = "127.0.0.1:7101"  # shard s listens on port + s; or addresses = ["…", "…"], one per shard
+//! http = "127.0.0.1:8101"     # optional: where it serves HTTP
 //! ```
 
 use std::{
@@ -36,7 +49,11 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{ConfigError, FieldError, parse, read, suggest};
+use super::{
+    ConfigError, FieldError, parse, read,
+    settings::{FaultsFile, HistoryFile, HttpFile},
+    suggest,
+};
 use crate::{
     quorum::Quorums,
     topology::{
@@ -60,6 +77,12 @@ struct ClusterFile {
     #[serde(default)]
     steal: StealFile,
     wan: Option<WanFile>,
+    #[serde(default)]
+    http: HttpFile,
+    #[serde(default)]
+    faults: FaultsFile,
+    #[serde(default)]
+    history: HistoryFile,
     #[serde(default)]
     zone: Vec<ZoneFile>,
     #[serde(default)]
@@ -117,6 +140,7 @@ struct NodeFile {
     id: String,
     address: Option<String>,
     addresses: Option<Vec<String>>,
+    http: Option<String>,
 }
 
 impl Cluster {
@@ -153,6 +177,9 @@ impl ClusterFile {
             initial_owner: self.owner.check(&nodes)?,
             steal: self.steal.check()?,
             wan: None,
+            http: self.http.check()?,
+            faults: self.faults.allowed,
+            history: self.history.check()?,
             nodes,
             zones,
         };
@@ -172,7 +199,9 @@ fn members(listed: Vec<NodeFile>, shards: u16) -> Result<Vec<Member>, FieldError
     for (place, node) in listed.into_iter().enumerate() {
         let id: NodeId =
             node.id.parse().map_err(|error| FieldError::new(format!("node {}: id", place + 1), format!("{error}")))?;
-        nodes.push(Member { id, zone: ZoneIndex(0), shards: node.listens(id, shards)? });
+        let http = node.http.as_deref().map(address).transpose();
+        let http = http.map_err(|problem| FieldError::new(format!("node {id}: http"), problem))?;
+        nodes.push(Member { id, zone: ZoneIndex(0), shards: node.listens(id, shards)?, http });
     }
     nodes.sort_by_key(|member| member.id);
     match nodes.windows(2).find(|pair| pair[0].id == pair[1].id) {
@@ -233,6 +262,15 @@ fn check_overlaps(nodes: &[Member]) -> Result<(), FieldError> {
                 );
                 return Err(FieldError::new(format!("node {}: address", member.id), problem));
             }
+        }
+    }
+    let mut taken: HashMap<_, _> =
+        taken.into_iter().map(|(address, (id, shard))| (address, format!("node {id} shard {shard}"))).collect();
+    for member in nodes {
+        let Some(http) = member.http else { continue };
+        if let Some(other) = taken.insert(http, format!("node {} http", member.id)) {
+            let problem = format!("{http} is taken by {other}: every listener needs its own port");
+            return Err(FieldError::new(format!("node {}: http", member.id), problem));
         }
     }
     Ok(())
@@ -447,7 +485,7 @@ impl WanFile {
 }
 
 /// That `value` is one of the choices for `section.key`, and that no key is `given` that belongs to another.
-fn check_choice(
+pub(super) fn check_choice(
     section: &str,
     key: &str,
     value: &str,
@@ -477,7 +515,7 @@ fn check_name(field: &str, name: &str) -> Result<(), FieldError> {
     Err(FieldError::new(field, format!("{name:?} must have from 1 to {NAME_BYTES_MAX} bytes, all of them printable")))
 }
 
-fn integer(field: &str, value: i64, min: i64, max: i64) -> Result<i64, FieldError> {
+pub(super) fn integer(field: &str, value: i64, min: i64, max: i64) -> Result<i64, FieldError> {
     match (min..=max).contains(&value) {
         true => Ok(value),
         false => Err(FieldError::new(field, format!("{value} must be from {min} to {max}"))),
@@ -485,7 +523,7 @@ fn integer(field: &str, value: i64, min: i64, max: i64) -> Result<i64, FieldErro
 }
 
 /// A decimal number in thousandths, as are `default` and the bounds.
-fn decimal(field: &str, value: Option<f64>, default: u64, min: u64, max: u64) -> Result<u64, FieldError> {
+pub(super) fn decimal(field: &str, value: Option<f64>, default: u64, min: u64, max: u64) -> Result<u64, FieldError> {
     let Some(value) = value else { return Ok(default) };
     let bound = |bound: u64| bound as f64 / 1000.0;
     let problem = || format!("{value} must be from {} to {}", bound(min), bound(max));

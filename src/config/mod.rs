@@ -11,6 +11,7 @@ use std::{
 use serde::de::DeserializeOwned;
 
 mod cluster;
+mod settings;
 mod tuning;
 
 /// Why a file that an operator wrote is not taken.
