@@ -2,6 +2,7 @@
 //!
 //! Everything here blocks, for at most [`Admin::with_timeout`] per call; calls that ask many nodes ask them at once.
 //! Injected faults need `allowed = true` in `[faults]` of the cluster file, and histories `enabled = true` in `[history]`.
+//! A fault lasts as long as it is told to, at most a year, or until it is healed; several add up, and end one by one.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -235,7 +236,7 @@ impl Admin {
         self.inject(from, &format!("/drop?id={to}&t={}", seconds(lasting)))
     }
 
-    /// Makes a node hold back what it sends to a peer by `delay`, in whole milliseconds.
+    /// Makes a node hold back what it sends to a peer by `delay`, in whole milliseconds, at most a minute.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -377,9 +378,9 @@ fn agent(timeout: Duration) -> ureq::Agent {
     config.http_status_as_error(false).timeout_global(Some(timeout)).build().new_agent()
 }
 
-/// Seconds as the endpoints take them; 0 is for ever. A part of a second counts as a whole one.
-fn seconds(lasting: Option<Duration>) -> u64 {
-    lasting.map_or(0, |time| (time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1))
+/// Seconds as the endpoints take them; 0 is for ever, so no time at all is a very short one.
+fn seconds(lasting: Option<Duration>) -> f64 {
+    lasting.map_or(0.0, |time| time.max(Duration::from_millis(1)).as_secs_f64())
 }
 
 fn encoded(key: &[u8]) -> percent_encoding::PercentEncode<'_> {

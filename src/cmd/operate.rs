@@ -21,43 +21,45 @@ pub(super) fn failed(error: &AdminError) -> Report {
     Report::failed(code, outcome, &error.to_string())
 }
 
-/// The node that was asked for, or all in turn until one answers.
+/// What the node says that was asked for, or else the first that answers. If none does, the first one's failure counts.
 fn first_answer<T>(
     admin: &Admin,
     node: Option<NodeId>,
     ask: impl Fn(NodeId) -> Result<T, AdminError>,
-) -> (Report, Option<(NodeId, T)>) {
-    let candidates = node.map_or_else(|| admin.nodes().iter().map(|(node, _)| *node).collect(), |node| vec![node]);
-    let mut report = Report::new(OK, "");
-    let mut first = None;
-    for node in candidates {
+) -> Result<(NodeId, T), Report> {
+    let nodes = node.map_or_else(|| admin.nodes().iter().map(|(node, _)| *node).collect(), |node| vec![node]);
+    let mut report: Option<Report> = None;
+    for node in nodes {
         match ask(node) {
-            Ok(answer) => return (report, Some((node, answer))),
+            Ok(answer) => return Ok((node, answer)),
             Err(error) => {
-                report = report.note(format!("error: {error}"));
-                first.get_or_insert(error);
+                report = Some(match report {
+                    None => failed(&error),
+                    Some(report) => report.note(format!("error: {error}")),
+                });
             }
         }
     }
-    let failed = first.map_or(report, |error| failed(&error));
-    (failed, None)
+    Err(report.unwrap_or_else(|| Report::usage("the cluster has no nodes")))
 }
 
 pub(super) fn history(admin: &Admin, node: Option<NodeId>, key: &[u8]) -> Report {
-    let (failed, answer) = first_answer(admin, node, |node| admin.history(node, key));
-    let Some((node, versions)) = answer else { return failed };
+    let (node, versions) = match first_answer(admin, node, |node| admin.history(node, key)) {
+        Ok(answer) => answer,
+        Err(report) => return report,
+    };
     let Some(versions) = versions else {
         return Report::failed(REFUSED, "refused", &format!("{node} {HISTORY_OFF}"));
     };
     let rows: Vec<Value> = versions.iter().map(version_json).collect();
-    let lines: Vec<String> =
-        versions.iter().map(|version| format!("{:>8}  {}", version.version, shown(version))).collect();
+    let line = |version: &Version| format!("{:>8}  {}", version.version, shown(version.value.as_deref()));
+    let lines: Vec<String> = versions.iter().map(line).collect();
     let (code, outcome) = if rows.is_empty() { (NEGATIVE, "not-found") } else { (OK, "history") };
     let report = Report::new(code, outcome).with("node", node.to_string()).with("versions", rows);
-    match lines.is_empty() {
-        true => report.note(format!("{node} holds no version of it")),
-        false => report.text(lines.join("\n")).note(format!("as {node} keeps it")),
+    if lines.is_empty() {
+        return report.note(format!("{node} holds no version of it"));
     }
+    report.text(lines.join("\n")).note(format!("as {node} keeps it"))
 }
 
 fn version_json(version: &Version) -> Value {
@@ -76,8 +78,8 @@ fn put_value(row: &mut Map<String, Value>, value: Option<&[u8]>) {
 }
 
 /// A value cannot be taken for the word: it stands in quotation marks.
-fn shown(version: &Version) -> String {
-    version.value.as_deref().map_or_else(|| "removed".to_owned(), quoted)
+fn shown(value: Option<&[u8]>) -> String {
+    value.map_or_else(|| "removed".to_owned(), quoted)
 }
 
 /// Each key is compared by itself; the first that does not agree everywhere counts.
@@ -138,7 +140,7 @@ fn consensus_text(compared: &Consensus) -> String {
     };
     if let Verdict::Part { values, .. } = &compared.verdict {
         for (node, value) in values {
-            let _ = write!(text, "\n  {node}  {}", value.as_deref().map_or_else(|| "removed".to_owned(), quoted));
+            let _ = write!(text, "\n  {node}  {}", shown(value.as_deref()));
         }
     }
     if compared.verdict == Verdict::NoOverlap {
@@ -233,8 +235,10 @@ pub(super) fn owners(
     after: Option<&[u8]>,
 ) -> Report {
     if keys.is_empty() {
-        let (failed, answer) = first_answer(admin, node, |node| admin.owners(node, limit, after));
-        let Some((node, owners)) = answer else { return failed };
+        let (node, owners) = match first_answer(admin, node, |node| admin.owners(node, limit, after)) {
+            Ok(answer) => answer,
+            Err(report) => return report,
+        };
         let next = owners.last().filter(|_| owners.len() >= limit).map(|owner| owner.key.clone());
         let seen = owners.into_iter().map(|owner| (node, owner.key.clone(), Some(owner))).collect();
         let report = owners_report(Report::new(OK, "owners"), seen);

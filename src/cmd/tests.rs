@@ -305,6 +305,10 @@ fn histories_are_shown_and_compared() {
         assert_eq!(found, (code, outcome, verdict), "{line}");
         assert_eq!(line["keys"][0]["nodes"].as_array().unwrap().len(), 3, "no node is left out: {line}");
     }
+    // Nobody speaks the native protocol here, and nothing needs it.
+    let file = nodes.file.path().to_str().unwrap();
+    let (code, out) = run(&["--config", file], "consensus same\nhistory none\nconsensus part\n").unwrap();
+    assert_eq!((code, out.matches("\": ").count()), (NEGATIVE, 2), "{out}");
     let (code, out) = nodes.cmd("consensus same part none");
     assert_eq!((code, out.matches("\": ").count()), (NEGATIVE, 3), "{out}");
 }

@@ -19,7 +19,7 @@ fn each_call_asks_for_what_it_says() {
     let lasting = |ms: u64| Some(Duration::from_millis(ms));
     admin.crash(A, lasting(5000)).unwrap();
     admin.crash(A, None).unwrap();
-    admin.drop(A, B, lasting(1)).unwrap();
+    admin.drop(A, B, lasting(0)).unwrap();
     admin.slow(B, C, Duration::from_millis(40), lasting(2500)).unwrap();
     admin.flaky(C, A, 0.25, None).unwrap();
     admin.heal(B).unwrap();
@@ -28,10 +28,10 @@ fn each_call_asks_for_what_it_says() {
     let asked = [
         "1.1 GET /crash?t=0",
         "1.1 GET /crash?t=5",
-        "1.1 GET /drop?id=2.1&t=1",
+        "1.1 GET /drop?id=2.1&t=0.001",
         "2.1 GET /_/status",
         "2.1 GET /heal",
-        "2.1 GET /slow?id=3.1&ms=40&t=3",
+        "2.1 GET /slow?id=3.1&ms=40&t=2.5",
         "3.1 GET /flaky?id=1.1&p=0.25&t=0",
         "3.1 POST /_/steal?key=a%20key%26%FF",
     ];
