@@ -79,13 +79,13 @@ pub struct Owner {
     pub key: Vec<u8>,
     /// Its owner; `None` if the node knows of none.
     pub owner: Option<NodeId>,
-    /// The owner's ballot, as `counter.zone.node`.
+    /// The highest ballot that the node has seen for it, as `counter.zone.node`.
     pub ballot: String,
     /// Whether the node that says so leads the key itself.
     pub leads: bool,
-    /// The version up to which the node has executed the key's commands.
+    /// The slot up to which the node has executed the key's commands.
     pub applied: u64,
-    /// How often the node saw the key change its owner.
+    /// How often the key was taken since somebody had it first, as far as the node knows.
     pub steals: u64,
 }
 
@@ -156,7 +156,7 @@ impl Admin {
         Consensus::of(key.to_vec(), histories.into_iter().map(|(node, answer)| (node, held(answer))).collect())
     }
 
-    /// What a node says of itself: its cluster, version, facts, shards, links and active faults.
+    /// What a node says of itself: its cluster, version, facts, active faults; of each shard its links and counters.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -193,30 +193,18 @@ impl Admin {
     }
 
     fn owners_at(&self, node: NodeId, path: &str) -> Result<Vec<Owner>, AdminError> {
-        #[derive(Deserialize)]
-        struct Line {
-            key: String,
-            owner: Option<String>,
-            ballot: String,
-            leads: bool,
-            applied: u64,
-            steals: u64,
-        }
-        let owner = |line: Line| {
-            let id = line.owner.map(|id| id.parse().map_err(|error| malformed(node, &error))).transpose()?;
-            let Line { key, ballot, leads, applied, steals, .. } = line;
-            Ok(Owner { key: decoded(node, &key)?, owner: id, ballot, leads, applied, steals })
-        };
-        self.get_json::<Vec<Line>>(node, path)?.into_iter().map(owner).collect()
+        let lines: Vec<OwnerLine> = self.get_json(node, path)?;
+        lines.into_iter().map(|line| line.read(node)).collect()
     }
 
-    /// Makes a node take a key by phase 1; gives what it says once it leads.
+    /// Makes a node take a key by phase 1; answers once it leads.
     ///
     /// # Errors
-    /// See [`AdminError`]; [`AdminError::Refused`] says why it does not lead.
-    pub fn steal(&self, node: NodeId, key: &[u8]) -> Result<String, AdminError> {
+    /// See [`AdminError`]; [`AdminError::Refused`] says why it does not lead. With status 504 it may yet.
+    pub fn steal(&self, node: NodeId, key: &[u8]) -> Result<Owner, AdminError> {
         let answer = self.ask(node, &format!("/_/steal?key={}", encoded(key)), true)?;
-        Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+        let line: OwnerLine = serde_json::from_slice(&answer).map_err(|error| malformed(node, &error))?;
+        line.read(node)
     }
 
     /// Cuts a node off from all its peers, as if it had crashed, for so long, or until it is healed.
@@ -369,6 +357,26 @@ impl Admin {
         let said = String::from_utf8_lossy(&body[..body.len().min(REASON_BYTES_MAX)]).trim().to_owned();
         let reason = if said.is_empty() { "it does not say why".to_owned() } else { said };
         Err(AdminError::Refused { node, status: head.status.as_u16(), reason })
+    }
+}
+
+/// An [`Owner`] as it is written.
+#[derive(Deserialize)]
+struct OwnerLine {
+    key: String,
+    owner: Option<String>,
+    ballot: String,
+    leads: bool,
+    applied: u64,
+    steals: u64,
+}
+
+impl OwnerLine {
+    /// As `node` wrote it.
+    fn read(self, node: NodeId) -> Result<Owner, AdminError> {
+        let Self { key, owner, ballot, leads, applied, steals } = self;
+        let owner = owner.map(|id| id.parse().map_err(|error| malformed(node, &error))).transpose()?;
+        Ok(Owner { key: decoded(node, &key)?, owner, ballot, leads, applied, steals })
     }
 }
 

@@ -214,16 +214,25 @@ pub(super) fn status(admin: &Admin, nodes: &[NodeId]) -> Report {
     report.with("nodes", rows).text(plain(&table))
 }
 
+/// What is missing in the answer, as of a node of another version, is shown as nothing.
 fn status_row(node: NodeId, status: &Value) -> Vec<String> {
-    let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let shards = list(&status["shards"]);
     let sum = |name: &str| shards.iter().filter_map(|shard| shard[name].as_u64()).sum::<u64>().to_string();
-    let down = shards.iter().filter_map(|shard| shard["links_down"].as_array()).map(Vec::len).sum::<usize>();
-    let faults = status["faults"].as_array().map_or(&[][..], Vec::as_slice);
-    let faults: Vec<String> =
-        faults.iter().map(|fault| fault.as_str().map_or(fault.to_string(), str::to_owned)).collect();
+    let mut down: Vec<String> = Vec::new();
+    for (peer, up) in shards.iter().filter_map(|shard| shard["links"].as_object()).flatten() {
+        if up == &Value::Bool(false) && !down.contains(peer) {
+            down.push(peer.clone());
+        }
+    }
+    let fault = |fault: &Value| {
+        let name = fault["fault"].as_str().unwrap_or("?").to_owned();
+        fault["seconds_left"].as_f64().map_or_else(|| name.clone(), |left| format!("{name} for {left:.0} s"))
+    };
+    let faults: Vec<String> = list(&status["faults"]).iter().map(fault).collect();
+    let or_none = |names: Vec<String>| if names.is_empty() { "-".to_owned() } else { names.join(", ") };
     let version = status["version"].as_str().unwrap_or("-").to_owned();
-    let faults = if faults.is_empty() { "-".to_owned() } else { faults.join("; ") };
-    vec![node.to_string(), "up".to_owned(), version, sum("objects"), sum("waiting"), down.to_string(), faults]
+    vec![node.to_string(), "up".to_owned(), version, sum("objects"), sum("waiting"), or_none(down), or_none(faults)]
 }
 
 /// Of keys as every node sees them, or of all keys as one node sees them.
@@ -267,7 +276,7 @@ pub(super) fn owners(
 
 /// Which node sees which owner of a key; `None` if it has never heard of the key.
 fn owners_report(report: Report, seen: Vec<(NodeId, Vec<u8>, Option<Owner>)>) -> Report {
-    let mut table = table(&["key", "seen by", "owner", "ballot", "leads", "version", "steals"]);
+    let mut table = table(&["key", "seen by", "owner", "ballot", "leads", "applied", "steals"]);
     let mut rows = Vec::new();
     for (node, key, owner) in seen {
         let mut row = Map::new();
@@ -292,7 +301,10 @@ fn owners_report(report: Report, seen: Vec<(NodeId, Vec<u8>, Option<Owner>)>) ->
 
 pub(super) fn steal(admin: &Admin, node: NodeId, key: &[u8]) -> Report {
     match admin.steal(node, key) {
-        Ok(said) => Report::new(OK, "done").with("said", said).text(format!("done: {node} leads {}", quoted(key))),
+        Ok(Owner { ballot, steals, .. }) => Report::new(OK, "done")
+            .with("ballot", ballot.as_str())
+            .with("steals", steals)
+            .text(format!("done: {node} leads {} at ballot {ballot}", quoted(key))),
         Err(error) => failed(&error),
     }
 }

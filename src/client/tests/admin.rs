@@ -14,7 +14,8 @@ const C: NodeId = NodeId::new(3, 1);
 
 #[test]
 fn each_call_asks_for_what_it_says() {
-    let fake = FakeHttp::start(3, |_, _| ok("{}"));
+    let owner = r#"{"key":"aw==","owner":"3.1","ballot":"7.3.1","leads":true,"applied":9,"steals":3}"#;
+    let fake = FakeHttp::start(3, |_, _| ok(owner));
     let admin = fake.admin();
     let lasting = |ms: u64| Some(Duration::from_millis(ms));
     admin.crash(A, lasting(5000)).unwrap();
@@ -24,7 +25,7 @@ fn each_call_asks_for_what_it_says() {
     admin.flaky(C, A, 0.25, None).unwrap();
     admin.heal(B).unwrap();
     admin.status(B).unwrap();
-    assert_eq!(admin.steal(C, b"a key&\xff").unwrap(), "{}");
+    assert_eq!(admin.steal(C, b"a key&\xff").unwrap().owner, Some(C));
     let asked = [
         "1.1 GET /crash?t=0",
         "1.1 GET /crash?t=5",
