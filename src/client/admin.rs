@@ -2,6 +2,33 @@
 //!
 //! Everything here blocks, for at most [`Admin::with_timeout`] per call; calls that ask many nodes ask them at once.
 //! Injected faults need `allowed = true` in `[faults]` of the cluster file, and histories `enabled = true` in `[history]`.
+//!
+//! ```
+//! use std::time::Duration;
+//! use wpaxos::{client::{Client, Options, admin::Verdict}, local::{LocalCluster, LocalHttp, LocalOptions}, topology::NodeId};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (http, history) = (LocalHttp::AnyPorts, Some(Default::default()));
+//! let cluster = LocalCluster::start(LocalOptions { http, history, faults: true, ..LocalOptions::default() })?;
+//! let mut client = Client::connect(Options::to(cluster.seeds()))?;
+//! client.put(b"k", b"one")?;
+//! client.put(b"k", b"two")?;
+//!
+//! let admin = client.admin()?; // Or `Admin::new`, with the addresses.
+//! match admin.consensus(b"k").verdict {
+//!     Verdict::Part { version, values, .. } => panic!("they part at version {version}: {values:?}"),
+//!     verdict => println!("{verdict:?}"), // Agree { up_to: 2, compared: 2 }, if all have executed both by now
+//! }
+//!
+//! let (here, there) = (NodeId::new(1, 1), NodeId::new(3, 1));
+//! admin.drop(here, there, Some(Duration::from_secs(5)))?;
+//! admin.heal(here)?;
+//! assert_eq!(admin.steal(there, b"k")?.owner, Some(there));
+//! # cluster.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! A fault lasts as long as it is told to, at most a year, or until it is healed; several add up, and end one by one.
 
 use std::{net::SocketAddr, thread, time::Duration};

@@ -21,7 +21,8 @@ pub(super) fn failed(error: &AdminError) -> Report {
     Report::failed(code, outcome, &error.to_string())
 }
 
-/// What the node says that was asked for, or else the first that answers. If none does, the first one's failure counts.
+/// What the node says that was asked for, or else the first that answers, if only to refuse. If none does, the failure of
+/// the first one counts.
 fn first_answer<T>(
     admin: &Admin,
     node: Option<NodeId>,
@@ -32,6 +33,7 @@ fn first_answer<T>(
     for node in nodes {
         match ask(node) {
             Ok(answer) => return Ok((node, answer)),
+            Err(error @ AdminError::Refused { .. }) => return Err(failed(&error)),
             Err(error) => {
                 report = Some(match report {
                     None => failed(&error),
@@ -126,7 +128,7 @@ fn consensus_text(compared: &Consensus) -> String {
     let of = if missing == 0 { format!("all {answered} nodes") } else { format!("the {answered} nodes that answered") };
     let mut text = match &compared.verdict {
         Verdict::Agree { up_to, compared } => {
-            format!("{key}: {of} agree, up to version {up_to} ({compared} versions compared)")
+            format!("{key}: {of} agree, up to version {up_to}; versions compared: {compared}")
         }
         Verdict::Part { version, agreed_to: Some(agreed), .. } => {
             format!("{key}: they part at version {version}; they agree up to version {agreed}")
@@ -138,6 +140,10 @@ fn consensus_text(compared: &Consensus) -> String {
         Verdict::Nothing => format!("{key}: no version is held by any of {of}"),
         Verdict::TooFew => format!("{key}: fewer than two nodes gave a history, so there is nothing to compare"),
     };
+    for (node, last) in compared.behind() {
+        let last = last.map_or_else(|| "no version".to_owned(), |last| format!("version {last}"));
+        let _ = write!(text, "\n  {node}  is behind, at {last}");
+    }
     if let Verdict::Part { values, .. } = &compared.verdict {
         for (node, value) in values {
             let _ = write!(text, "\n  {node}  {}", shown(value.as_deref()));
@@ -252,7 +258,11 @@ pub(super) fn owners(
         let seen = owners.into_iter().map(|owner| (node, owner.key.clone(), Some(owner))).collect();
         let report = owners_report(Report::new(OK, "owners"), seen);
         return match next {
-            Some(key) => report.with_bytes("next", &key).note(format!("more: owners --after {}", quoted(&key))),
+            Some(key) => {
+                let word = shlex::bytes::try_quote(&key).unwrap_or_default();
+                let note = format!("more: owners --after {}", String::from_utf8_lossy(&word));
+                report.with_bytes("next", &key).note(note)
+            }
             None => report,
         };
     }

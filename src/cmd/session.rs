@@ -51,8 +51,8 @@ impl Session {
         Ok(Self { options, members, client: None, admin: None })
     }
 
-    /// Makes sure that lines can be taken, and gives the cluster's name. With a file nothing is sent yet, so that commands which
-    /// go to single nodes work while the cluster does not.
+    /// Makes sure that lines can be taken, and gives the cluster's name. With a file nothing is sent yet, so that commands
+    /// to single nodes work while the cluster does not.
     ///
     /// # Errors
     /// If the cluster is not named, or it is named by seeds and cannot be reached.

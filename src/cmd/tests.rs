@@ -291,7 +291,7 @@ fn histories_are_shown_and_compared() {
     assert_eq!((line["node"].as_str(), &line["versions"][1]["value"]), (Some("2.1"), &Value::Null));
 
     for (key, code, outcome, verdict, shown) in [
-        ("same", OK, "agree", "agree", "\"same\": all 3 nodes agree, up to version 2 (2 versions compared)\n"),
+        ("same", OK, "agree", "agree", "\"same\": all 3 nodes agree, up to version 2; versions compared: 2\n"),
         ("part", NEGATIVE, "part", "part", "\n  1.1  \"hi\"\n  2.1  \"\\xff\\x00\"\n"),
         ("none", NEGATIVE, "not-found", "nothing", "no version is held by any of all 3 nodes"),
         ("apart", NEGATIVE, "no-overlap", "no-overlap", "  3.1  1 versions, 3 to 3\n"),
