@@ -9,7 +9,7 @@ use wpaxos::{
     config::ConfigError,
     failure::Failure,
     local::{LocalCluster, LocalHttp, LocalOptions},
-    server::{Server, ServerOptions, exit_on_panic, stop_on_signals},
+    server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
     topology::{Cluster, HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
@@ -200,6 +200,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
         return Err(Failure::Config(message.to_owned()));
     }
     let cluster = Cluster::load(&args.config).map_err(config_failure)?;
+    raise_open_files_limit(&cluster);
     let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning(args.tuning)?));
     options.stop = signals()?;
     let server = Server::start(options)?;
@@ -237,6 +238,7 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         ..LocalOptions::default()
     };
     let local = LocalCluster::start(options)?;
+    raise_open_files_limit(local.cluster());
     print_local(&local);
     local.wait()
 }
