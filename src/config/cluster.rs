@@ -36,7 +36,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{ConfigError, FieldError, parse, read, suggest};
+use super::{ConfigError, FieldError, parse, paxi::PaxiConfig, read, suggest};
 use crate::{
     quorum::Quorums,
     topology::{
@@ -120,7 +120,7 @@ struct NodeFile {
 }
 
 impl Cluster {
-    /// Reads and checks a cluster file.
+    /// Reads and checks a cluster file, or Paxi's JSON configuration ([`PaxiConfig`] says what it noticed).
     ///
     /// # Errors
     /// If the file, or a matrix of distances that it names, cannot be read or is not right, with the field.
@@ -134,6 +134,13 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::load`].
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        if PaxiConfig::recognises(text, file) {
+            return PaxiConfig::parse(text, file).map(|paxi| paxi.to_cluster().0);
+        }
+        Self::parse_toml(text, file)
+    }
+
+    pub(super) fn parse_toml(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let contents: ClusterFile = parse(text, file)?;
         contents.check(file.parent().unwrap_or(Path::new(""))).map_err(|wrong| wrong.in_file(file))
     }
