@@ -8,9 +8,9 @@ use wpaxos::{
     cmd::{self, CmdArgs},
     config::ConfigError,
     failure::Failure,
-    local::{LocalCluster, LocalOptions},
+    local::{LocalCluster, LocalHttp, LocalOptions},
     server::{Server, ServerOptions, exit_on_panic, stop_on_signals},
-    topology::{Cluster, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
+    topology::{Cluster, HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
 
@@ -99,6 +99,15 @@ struct LocalArgs {
     /// The first of consecutive ports; free ones are looked for without it.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     base_port: Option<u16>,
+    /// The first of consecutive ports for HTTP, one for each node; free ones are looked for without it.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    http_base_port: Option<u16>,
+    /// Allow faults to be injected over HTTP: /crash, /drop, /slow, /flaky, /partition.
+    #[arg(long)]
+    faults: bool,
+    /// Keep earlier values of keys, for /history: up to 1000 of a key, and 64 MiB in a shard.
+    #[arg(long)]
+    history: bool,
     /// The tuning file of all nodes; built-in defaults without one.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -221,6 +230,9 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         },
         wan: (args.rtt_ms > 0).then(|| WanMatrix::uniform(usize::from(args.zones), args.rtt_ms * 1000)),
         base_port: args.base_port,
+        http: args.http_base_port.map_or(LocalHttp::AnyPorts, LocalHttp::Ports),
+        faults: args.faults,
+        history: args.history.then(HistoryBounds::default),
         stop: signals()?,
         ..LocalOptions::default()
     };

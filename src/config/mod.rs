@@ -12,8 +12,12 @@ use std::{
 use serde::de::DeserializeOwned;
 
 mod cluster;
+mod load;
 pub mod paxi;
+mod settings;
 mod tuning;
+
+pub use load::{Configuration, Template};
 
 /// Why a file that an operator wrote is not taken.
 #[derive(Debug, thiserror::Error)]

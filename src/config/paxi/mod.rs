@@ -27,7 +27,7 @@ use self::{
 };
 use super::{ConfigError, FieldError, read, suggest};
 use crate::{
-    topology::{Cluster, NodeId, NodeSet, StealPolicy, thousandths},
+    topology::{Cluster, HistoryBounds, HttpSettings, Missing, NodeId, NodeSet, StealPolicy, thousandths},
     tuning::Tuning,
 };
 
@@ -318,6 +318,9 @@ impl File {
     fn settings_toml(&self) -> String {
         let mut text = format!("name = \"{NAME}\"\n\n[quorum]\nsystem = \"zone-majority\"\n");
         self.steal.write_toml(&mut text);
+        let http = HttpSettings { missing: Missing::Empty, ..HttpSettings::default() };
+        http.write_toml(&mut text);
+        HistoryBounds::write_toml(self.multiversion.then(HistoryBounds::default), &mut text);
         text
     }
 

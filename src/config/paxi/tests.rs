@@ -38,6 +38,8 @@ fn the_sample_is_read_as_it_is_meant() {
     assert_eq!(cluster.nodes[8].shards, ["127.0.0.1:1743".parse().unwrap()]);
     assert_eq!(cluster.steal, StealPolicy::Majority { interval_us: 3_000_000 });
     assert_eq!(cluster.quorum, QuorumSpec::ZoneMajority);
+    assert_eq!(cluster.nodes[8].http, Some("127.0.0.1:8088".parse().unwrap()));
+    assert_eq!((cluster.http.missing, cluster.faults, cluster.history), (Missing::Empty, false, None));
     let expected = PaxiBenchmark {
         throttle: 1000,
         linearizability_check: false,
@@ -73,6 +75,7 @@ fn what_is_converted_reads_the_same() {
         let written = paxi.to_toml();
         assert_eq!(Cluster::parse(&written, Path::new("c.toml")).unwrap(), paxi.to_cluster().0, "{written}");
         assert!(written.contains("#   Concurrency = 1"), "{written}");
+        assert_eq!(paxi.to_cluster().0.history.is_some(), text.contains("multiversion\": true"));
         assert_eq!(written.contains("#   thrifty = true"), paxi.thrifty, "{written}");
     }
 }
