@@ -43,7 +43,7 @@ const LAYERS: &[&[&str]] = &[
     &["protocol"],
     &["api", "config"],
     &["shard", "client"],
-    &["server", "sim"],
+    &["server", "master", "sim"],
     &["local", "cmd"],
     &["lib", "main"],
 ];

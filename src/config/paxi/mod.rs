@@ -325,8 +325,10 @@ impl File {
     }
 
     fn nodes_toml(&self) -> String {
-        let node =
-            |(id, address): (&NodeId, &SocketAddr)| format!("\n[[node]]\nid = \"{id}\"\naddress = \"{address}\"\n");
+        let node = |(id, address): (&NodeId, &SocketAddr)| {
+            let http = self.http.get(id).map_or_else(String::new, |http| format!("http = \"{http}\"\n"));
+            format!("\n[[node]]\nid = \"{id}\"\naddress = \"{address}\"\n{http}")
+        };
         self.address.iter().map(node).collect()
     }
 }
