@@ -19,6 +19,7 @@
 //! | [`api`] | what clients speak: native frames |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
 //! | [`server`], [`local`] | one replica; a whole cluster in one process |
+//! | [`master`] | hands one configuration to all replicas and clients that ask for it |
 //! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //! | [`cmd`] | `wpaxos cmd`: one-off commands |
@@ -35,6 +36,7 @@ pub mod config;
 pub mod failure;
 pub mod linear;
 pub mod local;
+pub mod master;
 pub mod mutant;
 pub mod protocol;
 pub mod quorum;

@@ -11,7 +11,7 @@ use crate::{
     protocol::Protocol,
     server::{Server, ServerHandle, ServerOptions, Threads},
     shard::ShardContext,
-    topology::{Cluster, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
+    topology::{Cluster, HistoryBounds, HttpSettings, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
 
@@ -45,8 +45,28 @@ pub struct LocalOptions {
     pub threads: Option<usize>,
     /// The first of consecutive ports; free ones are looked for if `None`.
     pub base_port: Option<u16>,
+    /// Where nodes serve HTTP.
+    pub http: LocalHttp,
+    /// How they do.
+    pub http_settings: HttpSettings,
+    /// Whether faults may be injected over HTTP.
+    pub faults: bool,
+    /// What is kept of earlier values.
+    pub history: Option<HistoryBounds>,
     /// Set from outside to stop all nodes.
     pub stop: Arc<AtomicBool>,
+}
+
+/// Where the nodes of a local cluster serve HTTP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LocalHttp {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// On ports that are free.
+    AnyPorts,
+    /// On consecutive ports from this one on, one for each node.
+    Ports(u16),
 }
 
 impl Default for LocalOptions {
@@ -64,6 +84,10 @@ impl Default for LocalOptions {
             wan: None,
             threads: None,
             base_port: None,
+            http: LocalHttp::default(),
+            http_settings: HttpSettings::default(),
+            faults: false,
+            history: None,
             stop: Arc::default(),
         }
     }
@@ -74,8 +98,12 @@ impl LocalOptions {
         usize::from(self.zones) * usize::from(self.nodes) * usize::from(self.shards)
     }
 
+    fn node_count(&self) -> usize {
+        usize::from(self.zones) * usize::from(self.nodes)
+    }
+
     fn check(&self) -> Result<(), Failure> {
-        let nodes = usize::from(self.zones) * usize::from(self.nodes);
+        let nodes = self.node_count();
         let problem = if nodes == 0 || self.shards == 0 {
             "zones, nodes and shards are at least 1".to_owned()
         } else if nodes > NodeSet::CAPACITY {
@@ -84,6 +112,15 @@ impl LocalOptions {
             && usize::from(base) + self.sockets() > 65_536
         {
             format!("{} ports from {base} go beyond 65535; use a lower base port", self.sockets())
+        } else if let LocalHttp::Ports(base) = self.http
+            && usize::from(base) + nodes > 65_536
+        {
+            format!("{nodes} HTTP ports from {base} go beyond 65535; use a lower base port")
+        } else if let (LocalHttp::Ports(http), Some(base)) = (self.http, self.base_port.map(usize::from))
+            && usize::from(http) < base + self.sockets()
+            && base < usize::from(http) + nodes
+        {
+            format!("{nodes} HTTP ports from {http} and {} ports from {base} overlap", self.sockets())
         } else if let Some(wan) = self.wan.as_ref().filter(|wan| wan.zones() != usize::from(self.zones)) {
             format!("the distances are between {} zones; the cluster has {}", wan.zones(), self.zones)
         } else {
@@ -92,8 +129,31 @@ impl LocalOptions {
         Err(Failure::Config(problem))
     }
 
-    fn cluster(&self, ports: &[u16]) -> Cluster {
-        let mut ports = ports.iter().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, *port)));
+    fn looks_for_ports(&self) -> bool {
+        self.base_port.is_none() || self.http == LocalHttp::AnyPorts
+    }
+
+    /// Of the shards, and of the HTTP interfaces.
+    fn ports(&self) -> Result<(Vec<u16>, Vec<u16>), Failure> {
+        let consecutive = |base: u16, count: usize| -> Vec<u16> { (0..count).map(|port| base + port as u16).collect() };
+        let (sockets, nodes) = (self.sockets(), self.node_count());
+        // All that are looked for are found at once, so that they differ.
+        let for_shards = if self.base_port.is_none() { sockets } else { 0 };
+        let for_http = if self.http == LocalHttp::AnyPorts { nodes } else { 0 };
+        let mut free = free_ports(for_shards + for_http)?;
+        let free_http = free.split_off(for_shards);
+        let http = match self.http {
+            LocalHttp::Off => Vec::new(),
+            LocalHttp::AnyPorts => free_http,
+            LocalHttp::Ports(base) => consecutive(base, nodes),
+        };
+        Ok((self.base_port.map_or(free, |base| consecutive(base, sockets)), http))
+    }
+
+    /// `http` is by node, or empty.
+    fn cluster(&self, ports: &[u16], http: &[u16]) -> Cluster {
+        let on_loopback = |port: &u16| SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        let mut ports = ports.iter().map(on_loopback);
         let mut node = || -> Vec<SocketAddr> { ports.by_ref().take(usize::from(self.shards)).collect() };
         let mut zone = || -> Vec<_> { (0..self.nodes).map(|_| node()).collect() };
         let addresses = (0..self.zones).map(|_| zone()).collect();
@@ -104,6 +164,12 @@ impl LocalOptions {
         cluster.initial_owner = self.initial_owner;
         cluster.steal = self.steal;
         cluster.wan = self.wan.clone();
+        cluster.http = self.http_settings;
+        cluster.faults = self.faults;
+        cluster.history = self.history;
+        for (member, port) in cluster.nodes.iter_mut().zip(http) {
+            member.http = Some(on_loopback(port));
+        }
         cluster
     }
 }
@@ -143,7 +209,7 @@ impl LocalCluster {
         let mut attempt = 1;
         loop {
             match Self::start_once(options, &start) {
-                Err(Failure::AddressInUse(_)) if options.base_port.is_none() && attempt < PORT_ATTEMPTS => attempt += 1,
+                Err(Failure::AddressInUse(_)) if options.looks_for_ports() && attempt < PORT_ATTEMPTS => attempt += 1,
                 started => return started,
             }
         }
@@ -153,11 +219,8 @@ impl LocalCluster {
         options: &LocalOptions,
         start: impl Fn(ServerOptions) -> Result<ServerHandle, Failure>,
     ) -> Result<Self, Failure> {
-        let ports = match options.base_port {
-            Some(base) => (0..options.sockets()).map(|port| base + port as u16).collect(),
-            None => free_ports(options.sockets())?,
-        };
-        let cluster = Arc::new(options.cluster(&ports));
+        let (ports, http) = options.ports()?;
+        let cluster = Arc::new(options.cluster(&ports, &http));
         let tuning = Arc::new(options.tuning.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = options.threads.unwrap_or(cores).clamp(1, options.sockets());
@@ -206,6 +269,11 @@ impl LocalCluster {
     /// An address of each node, for clients to begin with.
     pub fn seeds(&self) -> Vec<SocketAddr> {
         self.cluster.nodes.iter().map(|member| member.shards[0]).collect()
+    }
+
+    /// Where each node serves HTTP; empty if they do not.
+    pub fn http(&self) -> Vec<SocketAddr> {
+        self.cluster.nodes.iter().filter_map(|member| member.http).collect()
     }
 
     /// Stops one node, as if it had been told to; the others go on.

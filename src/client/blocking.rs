@@ -1,6 +1,9 @@
 //! One request at a time: for one-off commands, tests and set-up.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::{
     Ambiguity, Client, ClientError, Outcome, SubmitError,
@@ -61,6 +64,9 @@ pub enum RequestError {
     Client(#[from] ClientError),
 }
 
+/// What came of reading a key: its value and version, or `None` if it has no value.
+pub type ReadAnswer = Result<Option<(Vec<u8>, u64)>, RequestError>;
+
 /// How often a read is issued anew that an earlier attempt has used up.
 const READS_MAX: u32 = 4;
 
@@ -96,6 +102,45 @@ impl Client {
             }
         }
         Err(RequestError::Duplicate)
+    }
+
+    /// Reads many keys at once, of whatever shards and owners: all are in flight together, as far as
+    /// [`super::Options::in_flight_max`] goes. One answer per key, in the order of the keys; each is what [`Self::get`] would
+    /// have given, and one that fails does not keep the others from theirs. Blocks until all have ended. Each read is
+    /// linearizable by itself; together they are no snapshot.
+    ///
+    /// # Errors
+    /// If pipelined requests are in flight, or the operating system cannot wait for sockets.
+    pub fn get_many<K: AsRef<[u8]>>(&mut self, keys: &[K]) -> Result<Vec<ReadAnswer>, RequestError> {
+        if self.in_flight() > 0 {
+            return Err(RequestError::InFlight(self.in_flight()));
+        }
+        let mut answers: Vec<Option<ReadAnswer>> = keys.iter().map(|_| None).collect();
+        let mut reads = vec![0; keys.len()];
+        let mut waiting: VecDeque<usize> = (0..keys.len()).collect();
+        while !waiting.is_empty() || self.in_flight() > 0 {
+            while let Some(&place) = waiting.front() {
+                match self.submit(Action::Get, keys[place].as_ref(), place as u64) {
+                    Err(SubmitError::Full { .. }) if self.in_flight() > 0 => break,
+                    Err(error) => answers[place] = Some(Err(error.into())),
+                    Ok(()) => reads[place] += 1,
+                }
+                waiting.pop_front();
+            }
+            if self.in_flight() == 0 {
+                break; // None of them could be sent.
+            }
+            self.poll(Duration::from_millis(100), &mut |completion| {
+                let place = completion.tag as usize;
+                match completion.outcome.into() {
+                    Ended::Value(value) => answers[place] = Some(Ok(Some((value, completion.version)))),
+                    Ended::NotFound => answers[place] = Some(Ok(None)),
+                    Ended::Duplicate if reads[place] < READS_MAX => waiting.push_back(place),
+                    ended => answers[place] = Some(Err(ended.into_error())),
+                }
+            })?;
+        }
+        Ok(answers.into_iter().map(|answer| answer.expect("the loop ends when every key has its answer")).collect())
     }
 
     /// Sets a key; gives its new version. Blocks.

@@ -17,25 +17,47 @@
 //! - **What it costs.** Requests that are submitted between two polls travel in one frame and one write per connection;
 //!   answers are handed out as views of the receive buffer. In steady state no request allocates.
 //!
-//! ```no_run
+//! ```
 //! use std::time::Duration;
-//! use wpaxos::{client::{Client, Options, Outcome}, command::Action};
+//! use wpaxos::{client::{Client, Options, Outcome}, command::Action, local::{LocalCluster, LocalOptions}};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut client = Client::connect(Options::to(["127.0.0.1:7000"]))?;
+//! // Any cluster would do; this one lives in our own process.
+//! let cluster = LocalCluster::start(LocalOptions { shards: 2, ..LocalOptions::default() })?;
+//! let mut client = Client::connect(Options::to(cluster.seeds()))?;
+//!
+//! // Pipelined: many requests in flight, completions in any order.
 //! for tag in 0..100u64 {
-//!     client.submit(Action::Put(b"value"), &tag.to_le_bytes(), tag)?;
+//!     client.submit(Action::Put(b"value"), format!("key-{tag}").as_bytes(), tag)?;
 //! }
+//! let mut done = 0;
 //! while client.in_flight() > 0 {
 //!     client.poll(Duration::from_millis(100), &mut |completion| match completion.outcome {
-//!         Outcome::Done => println!("{} is at version {}", completion.tag, completion.version),
-//!         other => println!("{} failed: {other:?}", completion.tag),
+//!         Outcome::Done => done += 1,
+//!         other => panic!("{} failed: {other:?}", completion.tag),
 //!     })?;
 //! }
+//! assert_eq!(done, 100);
+//!
+//! // Blocking: one request, or one call for many keys, whichever shards and owners they have.
 //! assert_eq!(client.get(b"no such key")?, None);
+//! let answers = client.get_many(&["key-1", "key-99", "no such key"])?;
+//! assert_eq!(answers.iter().filter(|answer| matches!(answer, Ok(Some((value, _))) if value == b"value")).count(), 2);
+//! # cluster.stop()?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # For those who know Paxi's Go client
+//! | there | here |
+//! |---|---|
+//! | `Get`, `Put` | [`Client::get`], [`Client::put`]; an error is never an empty value |
+//! | `QuorumGet`, `LocalQuorumGet`, `-read` | [`Client::get`] with [`ReadMode::Confirm`], the default: a quorum confirms the owner before each answer; [`ReadMode::Log`] takes the read through the log |
+//! | `MultiGet` | [`Client::get_many`]; nothing hangs when a node fails |
+//! | one goroutine for each request | [`Client::submit`] and [`Client::poll`] |
+//! | `Consensus` | [`admin::Admin::consensus`], which says where replicas part and who did not answer |
+//! | `Crash`, `Drop`, `Partition` | [`admin::Admin`], by way of [`Client::admin`] |
+//! | - | [`Client::delete`], [`Client::compare_and_swap`], [`Client::stats`] |
 
 use std::{
     fmt,
@@ -51,12 +73,14 @@ use crate::{
     topology::{NodeId, token_of},
 };
 
-pub use blocking::{RequestError, Swap};
+pub use blocking::{ReadAnswer, RequestError, Swap};
 
 use {connection::Connection, requests::Requests, routing::Routing};
 
+pub mod admin;
 mod blocking;
 mod connection;
+mod consensus;
 mod driver;
 mod failover;
 mod handshake;
@@ -458,6 +482,24 @@ impl Client {
     /// The nodes, sorted by id.
     pub fn nodes(&self) -> &[NodeId] {
         self.routing.nodes()
+    }
+
+    /// What asks single nodes over HTTP, at the addresses that the cluster named. Nothing is sent yet; nodes without HTTP
+    /// are known, and say so when they are asked.
+    ///
+    /// # Errors
+    /// [`ClientError::Malformed`] if an address is none.
+    pub fn admin(&self) -> Result<admin::Admin, ClientError> {
+        let mut members = Vec::with_capacity(self.welcome.nodes.len());
+        for node in &self.welcome.nodes {
+            let http = node.http.as_deref().map(connection::resolve).transpose();
+            let (Ok(id), Ok(http)) = (node.id.parse(), http) else {
+                let reason = format!("the HTTP address {:?} of node {}", node.http, node.id);
+                return Err(ClientError::Malformed { address: self.welcome.node.clone(), reason });
+            };
+            members.push((id, http));
+        }
+        Ok(admin::Admin::of_members(members))
     }
 
     /// How many shards every node has.

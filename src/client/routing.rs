@@ -168,7 +168,7 @@ mod tests {
     use crate::api::native::WelcomeNode;
 
     fn routing(zone: Option<u8>, follow: Hints) -> Routing {
-        let node = |id: &str| WelcomeNode { id: id.to_owned(), shards: vec!["127.0.0.1:1".to_owned()] };
+        let node = |id: &str| WelcomeNode { id: id.to_owned(), shards: vec!["127.0.0.1:1".to_owned()], http: None };
         let welcome = ClientWelcome {
             cluster: "test".to_owned(),
             node: "2.1".to_owned(),

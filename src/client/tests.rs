@@ -6,7 +6,9 @@ use super::*;
 use crate::command::Expect;
 use fake::{Act, CLUSTER, Fake, Mode, Seen, done};
 
+mod admin;
 pub(crate) mod fake;
+pub(crate) mod fake_http;
 
 /// Long enough for a loaded machine to answer within, short enough for tests that wait for it to pass.
 const SHORT: Duration = Duration::from_millis(100);
@@ -435,4 +437,39 @@ fn blocking_calls_tell_their_results_apart() {
     for (node, shard) in [(NodeId::new(1, 2), 1), (NodeId::new(3, 1), 0)] {
         assert!(matches!(client.stats(node, shard), Err(RequestError::NoSuchShard { .. })));
     }
+}
+
+#[test]
+fn many_keys_of_many_shards_are_read_at_once_and_answered_in_order() {
+    let nodes = [("1.1", Mode::Good), ("1.2", Mode::Good)];
+    let fake = Fake::start(&nodes, 4, None, |seen| match seen.key.as_slice() {
+        b"gone" => Act::Answer(Status::NotFound, Vec::new()),
+        b"bad" => Act::Answer(Status::BadRequest, Vec::new()),
+        b"twice" => Act::Answer(Status::Duplicate, Vec::new()),
+        key => Act::Answer(Status::Ok, key.to_vec()),
+    });
+    // Fewer in flight than keys: the rest follow as answers come.
+    let mut client = Client::connect(Options { in_flight_max: 8, ..options(&fake) }).unwrap();
+    let mut keys: Vec<Vec<u8>> = (0..100).map(|key| format!("key-{key}").into_bytes()).collect();
+    keys.extend([&b"gone"[..], b"", b"bad", b"twice", b"key-7"].map(<[u8]>::to_vec));
+    let answers = client.get_many(&keys).unwrap();
+    assert_eq!(answers.len(), keys.len());
+    for (key, answer) in keys.iter().zip(&answers) {
+        match (key.as_slice(), answer) {
+            (b"gone", Ok(None)) => {}
+            (b"", Err(RequestError::Submit(SubmitError::Command(CommandError::EmptyKey)))) => {}
+            (b"bad", Err(RequestError::Refused(Status::BadRequest))) => {}
+            (b"twice", Err(RequestError::Duplicate)) => {}
+            (key, Ok(Some((value, version)))) => assert!(value == key && *version > 0),
+            (key, answer) => panic!("{}: {answer:?}", key.escape_ascii()),
+        }
+    }
+    let shards: std::collections::HashSet<_> = fake.seen().iter().map(|seen| seen.shard).collect();
+    assert_eq!((shards.len(), client.in_flight()), (4, 0));
+    assert!(client.get_many::<&[u8]>(&[]).unwrap().is_empty());
+    assert!(client.get_many(&[b""]).unwrap()[0].is_err());
+
+    client.submit(Action::Get, b"key", 1).unwrap();
+    assert!(matches!(client.get_many(&[b"key"]), Err(RequestError::InFlight(1))));
+    finish(&mut client);
 }

@@ -19,6 +19,18 @@
 //! # gain, window_ms, hold_ms  # cost
 //! [wan]                       # optional: emulate wide-area delays between zones
 //! matrix = "wan.csv"          # lines A,B,MS, looked up by region; or rtt_ms = [[0, 80], [80, 0]]
+//! [http]                      # optional; where a node has an `http` address
+//! missing = "404"             # or "empty": a read of a missing key is 200 and an empty body, as Paxi's clients expect
+//! body_bytes_max = 1048576    # the longest body of a request
+//! idle_timeout_ms = 60000     # connections that ask nothing
+//! request_timeout_ms = 10000  # from the first byte of a request to its last, and for the answer
+//! connections_max = 4096      # of one node
+//! [faults]                    # optional
+//! allowed = false             # /crash, /drop, /slow, /flaky, /partition over HTTP
+//! [history]                   # optional: earlier values of keys, kept by each replica for itself
+//! enabled = false
+//! versions_per_key = 1000
+//! bytes_max = 67108864        # per shard, all keys together; the oldest versions go first
 //! [[zone]]                    # optional; if one zone is listed, all are
 //! number = 1
 //! name = "virginia"           # default zone-N
@@ -26,6 +38,7 @@
 //! [[node]]                    # at least one
 //! id = "1.1"
 //! address = "127.0.0.1:7101"  # shard s listens on port + s; or addresses = ["…", "…"], one per shard
+//! http = "127.0.0.1:8101"     # optional: where it serves HTTP
 //! ```
 
 use std::{
@@ -36,7 +49,11 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{ConfigError, FieldError, parse, read, suggest};
+use super::{
+    ConfigError, FieldError, parse,
+    settings::{FaultsFile, HistoryFile, HttpFile},
+    suggest,
+};
 use crate::{
     quorum::Quorums,
     topology::{
@@ -60,6 +77,12 @@ struct ClusterFile {
     #[serde(default)]
     steal: StealFile,
     wan: Option<WanFile>,
+    #[serde(default)]
+    http: HttpFile,
+    #[serde(default)]
+    faults: FaultsFile,
+    #[serde(default)]
+    history: HistoryFile,
     #[serde(default)]
     zone: Vec<ZoneFile>,
     #[serde(default)]
@@ -117,29 +140,36 @@ struct NodeFile {
     id: String,
     address: Option<String>,
     addresses: Option<Vec<String>>,
+    http: Option<String>,
 }
 
 impl Cluster {
-    /// Reads and checks a cluster file.
-    ///
-    /// # Errors
-    /// If the file, or a matrix of distances that it names, cannot be read or is not right, with the field.
-    pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let file = file.as_ref();
-        Self::parse(&read(file)?, file)
-    }
-
-    /// The same for the text of a cluster file. `file` is for messages, and what it names is looked for beside it.
-    ///
-    /// # Errors
-    /// As [`Cluster::load`].
-    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+    /// Reads the text of a cluster file. `file` is for messages, and what it names is looked for beside it.
+    pub(super) fn parse_toml(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let contents: ClusterFile = parse(text, file)?;
         contents.check(file.parent().unwrap_or(Path::new(""))).map_err(|wrong| wrong.in_file(file))
+    }
+
+    /// Checks what can be checked of a cluster file whose nodes are still to come, and gives its number of shards.
+    pub(super) fn check_template(text: &str, file: &Path) -> Result<u16, ConfigError> {
+        let contents: ClusterFile = parse(text, file)?;
+        contents.check_template().map_err(|wrong| wrong.in_file(file))
     }
 }
 
 impl ClusterFile {
+    fn check_template(&self) -> Result<u16, FieldError> {
+        if !self.node.is_empty() {
+            let problem = "a template has none: nodes are those that register; take them out";
+            return Err(FieldError::new("node", problem));
+        }
+        check_name("name", &self.name)?;
+        self.steal.check()?;
+        self.http.check()?;
+        self.history.check()?;
+        Ok(integer("shards", self.shards.unwrap_or(1), 1, u16::MAX.into())? as u16)
+    }
+
     fn check(self, directory: &Path) -> Result<Cluster, FieldError> {
         check_name("name", &self.name)?;
         let shards = integer("shards", self.shards.unwrap_or(1), 1, u16::MAX.into())?;
@@ -153,6 +183,9 @@ impl ClusterFile {
             initial_owner: self.owner.check(&nodes)?,
             steal: self.steal.check()?,
             wan: None,
+            http: self.http.check()?,
+            faults: self.faults.allowed,
+            history: self.history.check()?,
             nodes,
             zones,
         };
@@ -172,7 +205,9 @@ fn members(listed: Vec<NodeFile>, shards: u16) -> Result<Vec<Member>, FieldError
     for (place, node) in listed.into_iter().enumerate() {
         let id: NodeId =
             node.id.parse().map_err(|error| FieldError::new(format!("node {}: id", place + 1), format!("{error}")))?;
-        nodes.push(Member { id, zone: ZoneIndex(0), shards: node.listens(id, shards)? });
+        let http = node.http.as_deref().map(address).transpose();
+        let http = http.map_err(|problem| FieldError::new(format!("node {id}: http"), problem))?;
+        nodes.push(Member { id, zone: ZoneIndex(0), shards: node.listens(id, shards)?, http });
     }
     nodes.sort_by_key(|member| member.id);
     match nodes.windows(2).find(|pair| pair[0].id == pair[1].id) {
@@ -233,6 +268,15 @@ fn check_overlaps(nodes: &[Member]) -> Result<(), FieldError> {
                 );
                 return Err(FieldError::new(format!("node {}: address", member.id), problem));
             }
+        }
+    }
+    let mut taken: HashMap<_, _> =
+        taken.into_iter().map(|(address, (id, shard))| (address, format!("node {id} shard {shard}"))).collect();
+    for member in nodes {
+        let Some(http) = member.http else { continue };
+        if let Some(other) = taken.insert(http, format!("node {} http", member.id)) {
+            let problem = format!("{http} is taken by {other}: every listener needs its own port");
+            return Err(FieldError::new(format!("node {}: http", member.id), problem));
         }
     }
     Ok(())
@@ -447,7 +491,7 @@ impl WanFile {
 }
 
 /// That `value` is one of the choices for `section.key`, and that no key is `given` that belongs to another.
-fn check_choice(
+pub(super) fn check_choice(
     section: &str,
     key: &str,
     value: &str,
@@ -477,7 +521,7 @@ fn check_name(field: &str, name: &str) -> Result<(), FieldError> {
     Err(FieldError::new(field, format!("{name:?} must have from 1 to {NAME_BYTES_MAX} bytes, all of them printable")))
 }
 
-fn integer(field: &str, value: i64, min: i64, max: i64) -> Result<i64, FieldError> {
+pub(super) fn integer(field: &str, value: i64, min: i64, max: i64) -> Result<i64, FieldError> {
     match (min..=max).contains(&value) {
         true => Ok(value),
         false => Err(FieldError::new(field, format!("{value} must be from {min} to {max}"))),
@@ -485,7 +529,7 @@ fn integer(field: &str, value: i64, min: i64, max: i64) -> Result<i64, FieldErro
 }
 
 /// A decimal number in thousandths, as are `default` and the bounds.
-fn decimal(field: &str, value: Option<f64>, default: u64, min: u64, max: u64) -> Result<u64, FieldError> {
+pub(super) fn decimal(field: &str, value: Option<f64>, default: u64, min: u64, max: u64) -> Result<u64, FieldError> {
     let Some(value) = value else { return Ok(default) };
     let bound = |bound: u64| bound as f64 / 1000.0;
     let problem = || format!("{value} must be from {} to {}", bound(min), bound(max));

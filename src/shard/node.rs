@@ -176,6 +176,7 @@ impl Node {
         let node = |member: &Member| WelcomeNode {
             id: member.id.to_string(),
             shards: member.shards.iter().map(ToString::to_string).collect(),
+            http: member.http.map(|address| address.to_string()),
         };
         ClientWelcome {
             cluster: self.cluster.name.clone(),

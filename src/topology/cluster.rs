@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{NodeId, NodeIndex, WanMatrix, ZoneIndex, wan::Thousandths};
+use super::{HistoryBounds, HttpSettings, NodeId, NodeIndex, WanMatrix, ZoneIndex, wan::Thousandths};
 
 /// A cluster as all of its members and clients know it.
 ///
@@ -28,6 +28,12 @@ pub struct Cluster {
     pub steal: StealPolicy,
     /// Distances between zones: emulated as delays on links, and known to the `cost` policy from the start.
     pub wan: Option<WanMatrix>,
+    /// How replicas serve HTTP.
+    pub http: HttpSettings,
+    /// Whether faults may be injected over HTTP.
+    pub faults: bool,
+    /// What is kept of earlier values; `None` keeps nothing.
+    pub history: Option<HistoryBounds>,
 }
 
 /// A node of the cluster.
@@ -39,6 +45,8 @@ pub struct Member {
     pub zone: ZoneIndex,
     /// Where each of its shards listens, by [`super::ShardId`].
     pub shards: Vec<SocketAddr>,
+    /// Where it serves HTTP, if it does.
+    pub http: Option<SocketAddr>,
 }
 
 /// A unit of failure: a region, a data centre, a rack.
@@ -197,7 +205,7 @@ impl Cluster {
             for (node, listens) in members.into_iter().enumerate() {
                 assert_eq!(listens.len(), shards, "every node has the same number of shards");
                 let id = NodeId::new(number, node as u8 + 1);
-                nodes.push(Member { id, zone: ZoneIndex(zone as u8), shards: listens });
+                nodes.push(Member { id, zone: ZoneIndex(zone as u8), shards: listens, http: None });
             }
             let members = (first..nodes.len()).map(|node| NodeIndex(node as u8)).collect();
             zones.push(Zone { number, name: Zone::default_name(number), nodes: members });
@@ -211,6 +219,9 @@ impl Cluster {
             initial_owner: InitialOwner::default(),
             steal: StealPolicy::default(),
             wan: None,
+            http: HttpSettings::default(),
+            faults: false,
+            history: None,
         }
     }
 
@@ -233,6 +244,9 @@ impl Cluster {
         for member in &self.nodes {
             let addresses: Vec<String> = member.shards.iter().map(|address| format!("\"{address}\"")).collect();
             let _ = writeln!(text, "\n[[node]]\nid = \"{}\"\naddresses = [{}]", member.id, addresses.join(", "));
+            if let Some(http) = member.http {
+                let _ = writeln!(text, "http = \"{http}\"");
+            }
         }
         text
     }
@@ -257,6 +271,9 @@ impl Cluster {
         if let Some(wan) = &self.wan {
             let _ = writeln!(text, "\n[wan]\nrtt_ms = {}", wan.to_toml_rows());
         }
+        self.http.write_toml(&mut text);
+        let _ = writeln!(text, "\n[faults]\nallowed = {}", self.faults);
+        HistoryBounds::write_toml(self.history, &mut text);
         for zone in &self.zones {
             let _ = writeln!(text, "\n[[zone]]\nnumber = {}\nname = {}", zone.number, quoted(&zone.name));
         }
@@ -322,7 +339,7 @@ impl StealPolicy {
         }
     }
 
-    fn write_toml(self, text: &mut String) {
+    pub(crate) fn write_toml(self, text: &mut String) {
         let _ = writeln!(text, "\n[steal]\npolicy = \"{}\"", self.name());
         let _ = match self {
             Self::None | Self::Immediate => Ok(()),
@@ -399,6 +416,7 @@ mod tests {
         let base = cluster(&[3, 3]);
         let mut moved = base.clone();
         moved.nodes[2].shards[0].set_port(1);
+        moved.nodes[1].http = Some(([10, 0, 0, 1], 80).into());
         assert_eq!(moved.fingerprint(), base.fingerprint());
 
         let changed = [
@@ -409,6 +427,9 @@ mod tests {
             Cluster { initial_owner: InitialOwner::Home(Home::Node(NodeId::new(1, 1))), ..base.clone() },
             Cluster { steal: StealPolicy::Consecutive { hits: 4 }, ..base.clone() },
             Cluster { wan: Some(WanMatrix::uniform(2, 1000)), ..base.clone() },
+            Cluster { faults: true, ..base.clone() },
+            Cluster { history: Some(HistoryBounds::default()), ..base.clone() },
+            Cluster { http: HttpSettings { body_bytes_max: 1, ..base.http }, ..base.clone() },
             cluster(&[3, 4]),
             cluster(&[3, 3, 1]),
             base.clone(),

@@ -61,6 +61,9 @@ pub struct WelcomeNode {
     pub id: String,
     /// `host:port` of each shard, in order.
     pub shards: Vec<String>,
+    /// `host:port` of its HTTP interface, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
 }
 
 /// Goes before each command of a Request.
@@ -322,7 +325,11 @@ mod tests {
             node: "1.1".to_owned(),
             shard: 1,
             shards: 2,
-            nodes: vec![WelcomeNode { id: "1.1".to_owned(), shards: vec!["h:1".to_owned(), "h:2".to_owned()] }],
+            nodes: vec![WelcomeNode {
+                id: "1.1".to_owned(),
+                shards: vec!["h:1".to_owned(), "h:2".to_owned()],
+                http: Some("h:3".to_owned()),
+            }],
             facts: [("durability".to_owned(), "sync".to_owned())].into(),
         };
         let text = serde_json::to_vec(&welcome).unwrap();

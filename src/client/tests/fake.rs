@@ -108,6 +108,7 @@ impl Fake {
             .map(|((id, _), shards)| WelcomeNode {
                 id: (*id).to_owned(),
                 shards: shards.iter().map(ToString::to_string).collect(),
+                http: None,
             })
             .collect();
         let seen = Arc::new(Mutex::new(Vec::new()));

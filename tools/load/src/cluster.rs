@@ -203,6 +203,7 @@ mod tests {
         let node = |(id, shards): &(&str, &[&str])| WelcomeNode {
             id: (*id).to_owned(),
             shards: shards.iter().map(|shard| (*shard).to_owned()).collect(),
+            http: None,
         };
         ClientWelcome {
             cluster: "test".to_owned(),

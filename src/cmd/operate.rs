@@ -1,0 +1,332 @@
+//! Commands about nodes, histories and owners: what is asked over HTTP.
+
+use std::{ffi::OsString, fmt::Write as _, os::unix::ffi::OsStrExt};
+
+use comfy_table::{Table, presets::NOTHING};
+use serde_json::{Map, Value, json};
+
+use super::{
+    exit::{NEGATIVE, OK, REFUSED, code_of_admin},
+    report::{Report, put_bytes, quoted},
+};
+use crate::{
+    client::admin::{Admin, AdminError, Answers, Consensus, Held, Owner, Verdict, Version},
+    topology::NodeId,
+};
+
+const HISTORY_OFF: &str = "keeps no history: set `enabled = true` in [history] of the cluster file";
+
+pub(super) fn failed(error: &AdminError) -> Report {
+    let (code, outcome) = code_of_admin(error);
+    Report::failed(code, outcome, &error.to_string())
+}
+
+/// The node that was asked for, or all in turn until one answers.
+fn first_answer<T>(
+    admin: &Admin,
+    node: Option<NodeId>,
+    ask: impl Fn(NodeId) -> Result<T, AdminError>,
+) -> (Report, Option<(NodeId, T)>) {
+    let candidates = node.map_or_else(|| admin.nodes().iter().map(|(node, _)| *node).collect(), |node| vec![node]);
+    let mut report = Report::new(OK, "");
+    let mut first = None;
+    for node in candidates {
+        match ask(node) {
+            Ok(answer) => return (report, Some((node, answer))),
+            Err(error) => {
+                report = report.note(format!("error: {error}"));
+                first.get_or_insert(error);
+            }
+        }
+    }
+    let failed = first.map_or(report, |error| failed(&error));
+    (failed, None)
+}
+
+pub(super) fn history(admin: &Admin, node: Option<NodeId>, key: &[u8]) -> Report {
+    let (failed, answer) = first_answer(admin, node, |node| admin.history(node, key));
+    let Some((node, versions)) = answer else { return failed };
+    let Some(versions) = versions else {
+        return Report::failed(REFUSED, "refused", &format!("{node} {HISTORY_OFF}"));
+    };
+    let rows: Vec<Value> = versions.iter().map(version_json).collect();
+    let lines: Vec<String> =
+        versions.iter().map(|version| format!("{:>8}  {}", version.version, shown(version))).collect();
+    let (code, outcome) = if rows.is_empty() { (NEGATIVE, "not-found") } else { (OK, "history") };
+    let report = Report::new(code, outcome).with("node", node.to_string()).with("versions", rows);
+    match lines.is_empty() {
+        true => report.note(format!("{node} holds no version of it")),
+        false => report.text(lines.join("\n")).note(format!("as {node} keeps it")),
+    }
+}
+
+fn version_json(version: &Version) -> Value {
+    let mut row = Map::new();
+    row.insert("version".to_owned(), version.version.into());
+    put_value(&mut row, version.value.as_deref());
+    Value::Object(row)
+}
+
+/// A removed value is `null`.
+fn put_value(row: &mut Map<String, Value>, value: Option<&[u8]>) {
+    match value {
+        Some(value) => put_bytes(row, "value", value),
+        None => drop(row.insert("value".to_owned(), Value::Null)),
+    }
+}
+
+/// A value cannot be taken for the word: it stands in quotation marks.
+fn shown(version: &Version) -> String {
+    version.value.as_deref().map_or_else(|| "removed".to_owned(), quoted)
+}
+
+/// Each key is compared by itself; the first that does not agree everywhere counts.
+pub(super) fn consensus(admin: &Admin, keys: &[OsString]) -> Report {
+    let (mut report, mut text, mut rows) = (Report::new(OK, "agree"), Vec::new(), Vec::new());
+    for key in keys {
+        let compared = admin.consensus(key.as_bytes());
+        let (code, outcome) = consensus_code(&compared);
+        if code != OK {
+            report = report.failing(code, outcome);
+        }
+        for (node, held) in &compared.nodes {
+            report = match held {
+                Held::Versions(_) => report,
+                Held::Off => report.note(format!("error: {node} {HISTORY_OFF}")),
+                Held::Failed(error) => report.note(format!("error: {error}")),
+            };
+        }
+        text.push(consensus_text(&compared));
+        rows.push(consensus_json(&compared));
+    }
+    report.with("keys", rows).text(text.join("\n"))
+}
+
+fn consensus_code(compared: &Consensus) -> (u8, &'static str) {
+    let incomplete = compared.nodes.iter().find_map(|(_, held)| match held {
+        Held::Versions(_) => None,
+        Held::Off => Some(REFUSED),
+        Held::Failed(error) => Some(code_of_admin(error).0),
+    });
+    match (&compared.verdict, incomplete) {
+        (Verdict::Part { .. }, _) => (NEGATIVE, "part"),
+        (_, Some(code)) => (code, "incomplete"),
+        (Verdict::NoOverlap, None) => (NEGATIVE, "no-overlap"),
+        (Verdict::Nothing, None) => (NEGATIVE, "not-found"),
+        (Verdict::Agree { .. } | Verdict::TooFew, None) => (OK, "agree"),
+    }
+}
+
+fn consensus_text(compared: &Consensus) -> String {
+    let key = quoted(&compared.key);
+    let missing = compared.missing().count();
+    let answered = compared.nodes.len() - missing;
+    let of = if missing == 0 { format!("all {answered} nodes") } else { format!("the {answered} nodes that answered") };
+    let mut text = match &compared.verdict {
+        Verdict::Agree { up_to, compared } => {
+            format!("{key}: {of} agree, up to version {up_to} ({compared} versions compared)")
+        }
+        Verdict::Part { version, agreed_to: Some(agreed), .. } => {
+            format!("{key}: they part at version {version}; they agree up to version {agreed}")
+        }
+        Verdict::Part { version, agreed_to: None, .. } => {
+            format!("{key}: they part at version {version}; no earlier one is held by two nodes")
+        }
+        Verdict::NoOverlap => format!("{key}: no version is held by two nodes, so there is nothing to compare"),
+        Verdict::Nothing => format!("{key}: no version is held by any of {of}"),
+        Verdict::TooFew => format!("{key}: fewer than two nodes gave a history, so there is nothing to compare"),
+    };
+    if let Verdict::Part { values, .. } = &compared.verdict {
+        for (node, value) in values {
+            let _ = write!(text, "\n  {node}  {}", value.as_deref().map_or_else(|| "removed".to_owned(), quoted));
+        }
+    }
+    if compared.verdict == Verdict::NoOverlap {
+        for (node, held) in &compared.nodes {
+            let Held::Versions(versions) = held else { continue };
+            let _ = match (versions.first(), versions.last()) {
+                (Some(first), Some(last)) => {
+                    write!(text, "\n  {node}  {} versions, {} to {}", versions.len(), first.version, last.version)
+                }
+                _ => write!(text, "\n  {node}  no version"),
+            };
+        }
+    }
+    text
+}
+
+fn consensus_json(compared: &Consensus) -> Value {
+    let mut row = Map::new();
+    put_bytes(&mut row, "key", &compared.key);
+    let verdict = match &compared.verdict {
+        Verdict::Agree { up_to, compared } => json!({"verdict": "agree", "up_to": up_to, "compared": compared}),
+        Verdict::Part { version, values, agreed_to } => {
+            let value = |(node, value): &(NodeId, Option<Vec<u8>>)| {
+                let mut row = Map::new();
+                row.insert("node".to_owned(), node.to_string().into());
+                put_value(&mut row, value.as_deref());
+                Value::Object(row)
+            };
+            let values: Vec<Value> = values.iter().map(value).collect();
+            json!({"verdict": "part", "version": version, "agreed_to": agreed_to, "values": values})
+        }
+        Verdict::NoOverlap => json!({"verdict": "no-overlap"}),
+        Verdict::Nothing => json!({"verdict": "nothing"}),
+        Verdict::TooFew => json!({"verdict": "too-few"}),
+    };
+    row.extend(verdict.as_object().cloned().unwrap_or_default());
+    let held = |(node, held): &(NodeId, Held)| match held {
+        Held::Versions(versions) => {
+            let ends = versions.first().zip(versions.last()).map(|(first, last)| (first.version, last.version));
+            let (first, last) = ends.unzip();
+            json!({"node": node.to_string(), "versions": versions.len(), "first": first, "last": last})
+        }
+        Held::Off => json!({"node": node.to_string(), "error": HISTORY_OFF}),
+        Held::Failed(error) => json!({"node": node.to_string(), "error": error.to_string()}),
+    };
+    row.insert("nodes".to_owned(), compared.nodes.iter().map(held).collect());
+    Value::Object(row)
+}
+
+/// How the nodes are that were named, or all; those that do not answer have a row too.
+pub(super) fn status(admin: &Admin, nodes: &[NodeId]) -> Report {
+    let answers = match nodes {
+        [] => admin.status_of_all(),
+        nodes => nodes.iter().map(|node| (*node, admin.status(*node))).collect(),
+    };
+    let (mut report, mut rows) = (Report::new(OK, "status"), Vec::new());
+    let mut table = table(&["node", "state", "version", "objects", "waiting", "links down", "faults"]);
+    for (node, answer) in answers {
+        match answer {
+            Ok(status) => {
+                table.add_row(status_row(node, &status));
+                rows.push(json!({"node": node.to_string(), "status": status}));
+            }
+            Err(error) => {
+                table.add_row([node.to_string(), "no answer".to_owned()]);
+                rows.push(json!({"node": node.to_string(), "error": error.to_string()}));
+                report = report.failing(code_of_admin(&error).0, "incomplete").note(format!("error: {error}"));
+            }
+        }
+    }
+    report.with("nodes", rows).text(plain(&table))
+}
+
+fn status_row(node: NodeId, status: &Value) -> Vec<String> {
+    let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
+    let sum = |name: &str| shards.iter().filter_map(|shard| shard[name].as_u64()).sum::<u64>().to_string();
+    let down = shards.iter().filter_map(|shard| shard["links_down"].as_array()).map(Vec::len).sum::<usize>();
+    let faults = status["faults"].as_array().map_or(&[][..], Vec::as_slice);
+    let faults: Vec<String> =
+        faults.iter().map(|fault| fault.as_str().map_or(fault.to_string(), str::to_owned)).collect();
+    let version = status["version"].as_str().unwrap_or("-").to_owned();
+    let faults = if faults.is_empty() { "-".to_owned() } else { faults.join("; ") };
+    vec![node.to_string(), "up".to_owned(), version, sum("objects"), sum("waiting"), down.to_string(), faults]
+}
+
+/// Of keys as every node sees them, or of all keys as one node sees them.
+pub(super) fn owners(
+    admin: &Admin,
+    keys: &[OsString],
+    node: Option<NodeId>,
+    limit: usize,
+    after: Option<&[u8]>,
+) -> Report {
+    if keys.is_empty() {
+        let (failed, answer) = first_answer(admin, node, |node| admin.owners(node, limit, after));
+        let Some((node, owners)) = answer else { return failed };
+        let next = owners.last().filter(|_| owners.len() >= limit).map(|owner| owner.key.clone());
+        let seen = owners.into_iter().map(|owner| (node, owner.key.clone(), Some(owner))).collect();
+        let report = owners_report(Report::new(OK, "owners"), seen);
+        return match next {
+            Some(key) => report.with_bytes("next", &key).note(format!("more: owners --after {}", quoted(&key))),
+            None => report,
+        };
+    }
+    let (mut report, mut seen) = (Report::new(OK, "owners"), Vec::new());
+    for key in keys.iter().map(|key| key.as_bytes()) {
+        let answers = match node {
+            Some(node) => vec![(node, admin.owner(node, key))],
+            None => admin.owner_at_all(key),
+        };
+        for (node, answer) in answers {
+            match answer {
+                Ok(owner) => seen.push((node, key.to_vec(), owner)),
+                Err(error) => {
+                    report = report.failing(code_of_admin(&error).0, "incomplete").note(format!("error: {error}"));
+                }
+            }
+        }
+    }
+    owners_report(report, seen)
+}
+
+/// Which node sees which owner of a key; `None` if it has never heard of the key.
+fn owners_report(report: Report, seen: Vec<(NodeId, Vec<u8>, Option<Owner>)>) -> Report {
+    let mut table = table(&["key", "seen by", "owner", "ballot", "leads", "version", "steals"]);
+    let mut rows = Vec::new();
+    for (node, key, owner) in seen {
+        let mut row = Map::new();
+        put_bytes(&mut row, "key", &key);
+        row.insert("node".to_owned(), node.to_string().into());
+        let id = owner.as_ref().and_then(|owner| owner.owner).map(|id| id.to_string());
+        row.insert("owner".to_owned(), id.clone().into());
+        let mut cells = vec![quoted(&key), node.to_string(), id.unwrap_or_else(|| "-".to_owned())];
+        if let Some(Owner { ballot, leads, applied, steals, .. }) = owner {
+            let known = json!({"ballot": ballot, "leads": leads, "applied": applied, "steals": steals});
+            row.extend(known.as_object().cloned().unwrap_or_default());
+            let leads = if leads { "yes" } else { "no" };
+            cells.extend([ballot, leads.to_owned(), applied.to_string(), steals.to_string()]);
+        }
+        table.add_row(cells);
+        rows.push(Value::Object(row));
+    }
+    let empty = rows.is_empty();
+    let report = report.with("owners", rows);
+    if empty { report.note("no keys") } else { report.text(plain(&table)) }
+}
+
+pub(super) fn steal(admin: &Admin, node: NodeId, key: &[u8]) -> Report {
+    match admin.steal(node, key) {
+        Ok(said) => Report::new(OK, "done").with("said", said).text(format!("done: {node} leads {}", quoted(key))),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Of the nodes that were named, or of all.
+pub(super) fn heal(admin: &Admin, nodes: &[NodeId]) -> Report {
+    faults(match nodes {
+        [] => admin.heal_all(),
+        nodes => nodes.iter().map(|node| (*node, admin.heal(*node))).collect(),
+    })
+}
+
+/// What became of faults that were injected or ended.
+pub(super) fn faults(answers: Answers<()>) -> Report {
+    let (mut report, mut rows, mut done) = (Report::new(OK, "done"), Vec::new(), Vec::new());
+    for (node, answer) in answers {
+        match answer {
+            Ok(()) => {
+                done.push(node.to_string());
+                rows.push(json!({"node": node.to_string(), "outcome": "done"}));
+            }
+            Err(error) => {
+                let (code, outcome) = code_of_admin(&error);
+                rows.push(json!({"node": node.to_string(), "outcome": outcome, "error": error.to_string()}));
+                report = report.failing(code, outcome).note(format!("error: {error}"));
+            }
+        }
+    }
+    let report = report.with("nodes", rows);
+    if done.is_empty() { report } else { report.text(format!("done, on {}", done.join(", "))) }
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    table
+}
+
+fn plain(table: &Table) -> String {
+    table.trim_fmt()
+}

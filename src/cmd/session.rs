@@ -1,0 +1,95 @@
+//! How the cluster is reached: by seeds or by a file, when the first command needs it.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use super::{CmdArgs, CmdError, cluster_seeds};
+use crate::{
+    client::{Client, Options, admin::Admin},
+    config::ConfigError,
+    protocol::ReadMode,
+    topology::{Cluster, NodeId},
+};
+
+/// Which cluster is meant.
+#[derive(Args, Clone, Debug)]
+#[group(multiple = false)]
+pub(super) struct TargetArgs {
+    /// A shard of a node of the cluster, any; may be given several times.
+    #[arg(long = "seed", value_name = "HOST:PORT")]
+    pub(super) seeds: Vec<String>,
+    /// The cluster file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+/// A cluster that commands are for. Nothing is sent before a command needs it.
+pub(super) struct Session {
+    options: Options,
+    /// The nodes and where they serve HTTP, if a file says so.
+    members: Option<Vec<(NodeId, Option<SocketAddr>)>>,
+    client: Option<Client>,
+    admin: Option<Admin>,
+}
+
+impl Session {
+    /// # Errors
+    /// If there is a cluster file, and it is wrong.
+    pub(super) fn new(args: &CmdArgs) -> Result<Self, ConfigError> {
+        let mut options = Options::to(&args.target.seeds);
+        let mut members = None;
+        if let Some(file) = &args.target.config {
+            let cluster = Cluster::load(file)?;
+            members = Some(cluster.nodes.iter().map(|member| (member.id, member.http)).collect());
+            options = Options { cluster: Some(cluster.name.clone()), ..Options::to(cluster_seeds(&cluster)) };
+        }
+        options.cluster = args.cluster.clone().or(options.cluster);
+        options.zone = args.zone;
+        options.request_timeout = Duration::from_millis(args.timeout_ms);
+        options.read = if args.log_reads { ReadMode::Log } else { ReadMode::Confirm };
+        Ok(Self { options, members, client: None, admin: None })
+    }
+
+    /// The client, connected now if it was not.
+    ///
+    /// # Errors
+    /// If the cluster is not named or cannot be reached.
+    pub(super) fn client(&mut self) -> Result<&mut Client, CmdError> {
+        if self.options.seeds.is_empty() {
+            return Err(CmdError::NoTarget);
+        }
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(self.options.clone())?,
+        };
+        Ok(self.client.insert(client))
+    }
+
+    /// What asks single nodes: with the addresses of the file, or else with those that the cluster names.
+    ///
+    /// # Errors
+    /// If the cluster is not named, cannot be reached, or no node has an HTTP address.
+    pub(super) fn admin(&mut self) -> Result<Admin, CmdError> {
+        if self.admin.is_none() {
+            let admin = match &self.members {
+                Some(members) => Admin::of_members(members.clone()),
+                None => self.client()?.admin()?,
+            };
+            if admin.nodes().iter().all(|(_, address)| address.is_none()) {
+                return Err(CmdError::NoHttp);
+            }
+            self.admin = Some(admin.with_timeout(self.options.request_timeout));
+        }
+        Ok(self.admin.clone().expect("it is made above"))
+    }
+
+    /// The nodes of the cluster, as far as they are known by now.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        match (&self.members, &self.client) {
+            (Some(members), _) => members.iter().map(|(node, _)| *node).collect(),
+            (None, Some(client)) => client.nodes().to_vec(),
+            (None, None) => Vec::new(),
+        }
+    }
+}
