@@ -105,9 +105,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Own local cluster")]
     pub tuning: Option<PathBuf>,
 
-    /// Cluster file of a running cluster
+    /// Cluster file of a running cluster, ours or Paxi's JSON
     #[arg(long, value_name = "FILE", help_heading = "Somebody else's cluster")]
     pub config: Option<PathBuf>,
+    /// Master of a running cluster, which tells where its nodes are; port 1735 if none is given. It is waited for up to a
+    /// minute
+    #[arg(long, value_name = "HOST[:PORT]", help_heading = "Somebody else's cluster")]
+    pub master: Option<String>,
     /// Address of any shard of any node of a running cluster; may be given several times
     #[arg(long, value_name = "HOST:PORT", help_heading = "Somebody else's cluster")]
     pub seed_address: Vec<String>,

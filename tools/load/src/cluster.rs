@@ -19,6 +19,7 @@ use wpaxos::{
     client::{Ambiguity, Client, Completion, Options, Outcome, SubmitError},
     command::{Action, Status},
     linear::value_number,
+    master,
     protocol::ReadMode,
     topology::{Cluster, NodeId},
 };
@@ -29,6 +30,9 @@ use crate::target::{Answer, ClusterInfo, Driver, ErrorKind, Operation, Request, 
 const IN_FLIGHT_MAX: usize = 1 << 21;
 /// Clients have timers (they send again, reconnect, give up): each is polled this often even with nothing to receive.
 const POLL_ALL: Duration = Duration::from_millis(5);
+
+/// How long a master is waited for.
+const MASTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How requests are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,20 @@ impl ClusterDriver {
     /// If the file is wrong, or as for [`ClusterDriver::connect`].
     pub fn from_file(path: &Path, asking: Asking) -> Result<Self, TargetError> {
         let cluster = Cluster::load(path).map_err(|error| TargetError(format!("--config {error}")))?;
+        Self::of(&cluster, asking)
+    }
+
+    /// The same for the cluster of a master, which is waited for, with word of that on stderr.
+    ///
+    /// # Errors
+    /// If the master tells none in time, or as for [`ClusterDriver::connect`].
+    pub fn from_master(address: &str, asking: Asking) -> Result<Self, TargetError> {
+        let fetched = master::fetch(address, MASTER_PATIENCE, &mut |text| eprintln!("wpaxos-load: {text}"));
+        let (cluster, _) = fetched.map_err(|error| TargetError(format!("--master: {error}")))?;
+        Self::of(&cluster, asking)
+    }
+
+    fn of(cluster: &Cluster, asking: Asking) -> Result<Self, TargetError> {
         let seeds = cluster.nodes.iter().filter_map(|member| member.shards.first());
         Self::with(Options { cluster: Some(cluster.name.clone()), ..Options::to(seeds) }, asking, None)
     }

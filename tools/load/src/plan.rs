@@ -53,6 +53,8 @@ pub enum Source {
     Local(Box<LocalPlan>),
     /// The cluster of a cluster file.
     ConfigFile(PathBuf),
+    /// The cluster of the master at this address.
+    Master(String),
     /// The cluster that these addresses belong to.
     Seeds(Vec<String>),
     /// Nobody: every request is answered at once.
@@ -177,9 +179,9 @@ impl Plan {
         }
         refuse_beside_load(args)?;
         let source = source(args)?;
-        if args.load && !matches!(source, Source::ConfigFile(_) | Source::Seeds(_)) {
+        if args.load && !matches!(source, Source::ConfigFile(_) | Source::Master(_) | Source::Seeds(_)) {
             return wrong(
-                "--load fills a cluster that stays: name a running one by --config or --seed-address (a cluster of this \
+                "--load fills a cluster that stays: name a running one by --config, --master or --seed-address (a cluster of this \
                  tool's own ends with the run)",
             );
         }
@@ -300,6 +302,7 @@ impl Source {
             Self::ConfigFile(file) => {
                 vec![named("target", json!("cluster file")), named("cluster_file", json!(file))]
             }
+            Self::Master(address) => vec![named("target", json!("master")), named("master", json!(address))],
             Self::Seeds(seeds) => vec![named("target", json!("seed addresses")), named("seed_addresses", json!(seeds))],
             Self::Null { .. } => vec![named("target", json!("null"))],
         }
@@ -346,14 +349,16 @@ fn local_flags(args: &RunArgs) -> Vec<&'static str> {
 
 fn source(args: &RunArgs) -> Result<Source, PlanError> {
     let null = args.target == Some(TargetKind::Null);
-    let remote = match (&args.config, args.seed_address.as_slice()) {
-        (Some(_), [_, ..]) => {
-            return wrong("--config and --seed-address both name a cluster: give one of them");
-        }
-        (Some(_), []) => Some("--config"),
-        (None, [_, ..]) => Some("--seed-address"),
-        (None, []) => None,
-    };
+    let given = [
+        ("--config", args.config.is_some()),
+        ("--master", args.master.is_some()),
+        ("--seed-address", !args.seed_address.is_empty()),
+    ];
+    let mut given = given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag);
+    let remote = given.next();
+    if let (Some(one), Some(other)) = (remote, given.next()) {
+        return wrong(format!("{one} and {other} both name a cluster: give one of them"));
+    }
     let local = local_flags(args);
     if let Some(remote) = remote {
         if null {
@@ -368,8 +373,11 @@ fn source(args: &RunArgs) -> Result<Source, PlanError> {
         for address in &args.seed_address {
             args::resolve(address).map_err(|error| PlanError(format!("--seed-address {error}")))?;
         }
-        let seeds = || Source::Seeds(args.seed_address.clone());
-        return Ok(args.config.clone().map_or_else(seeds, Source::ConfigFile));
+        return Ok(match (&args.config, &args.master) {
+            (Some(file), _) => Source::ConfigFile(file.clone()),
+            (None, Some(address)) => Source::Master(address.clone()),
+            (None, None) => Source::Seeds(args.seed_address.clone()),
+        });
     }
     if null {
         if let Some(flag) = local.iter().find(|flag| **flag != "--zones") {

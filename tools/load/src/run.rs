@@ -31,7 +31,7 @@ use crate::{
     progress::Progress,
     samples::{self, SAMPLES_MAX, Samples},
     schedule::Schedule,
-    target::{ClusterInfo, Driver, MonotonicClock, NullDriver, TargetError},
+    target::{ClusterInfo, Driver, ErrorKind, MonotonicClock, NullDriver, TargetError},
     throttle::Throttle,
     worker::{Kept, Lane, Pace, Post, Report, Stop, Worker},
     workload::{LanePlace, Requests, salted},
@@ -76,6 +76,7 @@ pub fn execute(plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunEr
     match &plan.source {
         Source::Null { zones } => drive(&NullDriver::new(*zones), plan, interrupted),
         Source::Seeds(seeds) => drive(&ClusterDriver::connect(seeds, asking, None)?, plan, interrupted),
+        Source::Master(address) => drive(&ClusterDriver::from_master(address, asking)?, plan, interrupted),
         Source::ConfigFile(path) => drive(&ClusterDriver::from_file(path, asking)?, plan, interrupted),
         Source::Local(settings) => {
             let local = Local::start(settings)?;
@@ -240,7 +241,8 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
     let by_time = matches!(plan.timing.extent, Extent::Time(_));
     let window = if by_time { stop.window() } else { stop.window_to_last() };
     let kept = std::mem::take(&mut gathered.kept);
-    let facts = Facts { plan, layout: &layout, cluster, pinning, started, window };
+    let silent_s = by_time.then(|| stop.silent_ns() as f64 / 1e9);
+    let facts = Facts { plan, layout: &layout, cluster, pinning, started, window, silent_s };
     let mut report = facts.report(&gathered, interrupted.load(Ordering::Relaxed));
     keeper.finish(kept, &mut report, plan)?;
     judge(&mut report);
@@ -441,6 +443,8 @@ struct Facts<'a> {
     pinning: String,
     started: SystemTime,
     window: Window,
+    /// How long nothing was answered at the end, where a time ended the run.
+    silent_s: Option<f64>,
 }
 
 impl Facts<'_> {
@@ -457,7 +461,7 @@ impl Facts<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: json::rfc3339(self.started),
             valid: true,
-            invalid_because: gathered.failures.clone(),
+            invalid_because: gathered.failures.iter().cloned().chain(self.silence(&all, measured_s)).collect(),
             interrupted,
             measured_s,
             offered_ops_per_s: offered.then(|| counted as f64 / measured_s),
@@ -471,6 +475,18 @@ impl Facts<'_> {
             fills: self.plan.fills,
             all,
         }
+    }
+
+    /// Whether the cluster stopped answering before the end: few requests fail then, for few were in flight.
+    fn silence(&self, all: &Part, measured_s: f64) -> Option<String> {
+        let unmade = all.errors.get(ErrorKind::Unsent.name()).copied().unwrap_or(0);
+        let Some(silent_s) = self.silent_s else {
+            let text = || format!("given up, for nothing was answered for long: {unmade} requests were not even made");
+            return (unmade > 0).then(text);
+        };
+        let usual_gap_s = measured_s / (all.response_us.count as f64).max(1.0);
+        let is_unusual = silent_s > 1.0 && silent_s > 10.0 * usual_gap_s;
+        is_unusual.then(|| format!("nothing was answered in the last {silent_s:.1} s of the measured time"))
     }
 
     fn config(&self) -> BTreeMap<String, Value> {

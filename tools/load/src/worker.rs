@@ -49,14 +49,17 @@ pub struct Stop {
     grace_ns: u64,
     /// When the last answer came that counts.
     last_ns: AtomicU64,
+    /// When the last good answer came.
+    last_good_ns: AtomicU64,
 }
 
 impl Stop {
     /// Ends with the window, and waits `grace_ns` for answers.
     pub fn new(window: Window, grace_ns: u64) -> Self {
         let give_up_ns = AtomicU64::new(window.end_ns.saturating_add(grace_ns));
-        let (start_ns, end_ns, last_ns) = (window.start_ns, AtomicU64::new(window.end_ns), AtomicU64::new(0));
-        Self { start_ns, end_ns, give_up_ns, grace_ns, last_ns }
+        let (start_ns, end_ns) = (window.start_ns, AtomicU64::new(window.end_ns));
+        let (last_ns, last_good_ns) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { start_ns, end_ns, give_up_ns, grace_ns, last_ns, last_good_ns }
     }
 
     /// Ends now, and waits at most `grace_ns` for answers. Does nothing after the end.
@@ -71,6 +74,13 @@ impl Stop {
     pub fn window_to_last(&self) -> Window {
         let last_ns = self.last_ns.load(Ordering::Relaxed);
         Window { end_ns: self.window().end_ns.min(last_ns.max(self.start_ns)), start_ns: self.start_ns }
+    }
+
+    /// How long nothing was answered well at the end of what was measured, once all workers have ended.
+    pub fn silent_ns(&self) -> u64 {
+        let window = self.window();
+        let last_good_ns = self.last_good_ns.load(Ordering::Relaxed).max(window.start_ns);
+        window.end_ns.saturating_sub(last_good_ns)
     }
 
     /// What is measured, as it stands.
@@ -180,6 +190,7 @@ impl<T: Target, C: Clock> Worker<T, C> {
         self.book.count_missing(if outcome.is_ok() { ErrorKind::Unanswered } else { ErrorKind::Disconnected });
         self.book.hand_over();
         self.book.stop.last_ns.fetch_max(self.book.last_ns, Ordering::Relaxed);
+        self.book.stop.last_good_ns.fetch_max(self.book.last_good_ns, Ordering::Relaxed);
         (outcome, self.book.kept)
     }
 

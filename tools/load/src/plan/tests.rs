@@ -35,6 +35,8 @@ fn contradictions_are_refused_and_name_the_flags() {
         ("--config a.toml --zones 3", "--zones", "--config"),
         ("--seed-address 127.0.0.1:1 --tuning t.toml", "--tuning", "--seed-address"),
         ("--seed-address 127.0.0.1:1 --config a.toml", "--config", "give one of them"),
+        ("--seed-address 127.0.0.1:1 --master m", "--master", "give one of them"),
+        ("--master m --zones 3", "--zones", "--master"),
         ("--target null --config a.toml", "--config", "leave out"),
         ("--target null --nodes 3", "--nodes", "leave out"),
         ("--fn 1 --quorum majority", "--fn", "floor"),
