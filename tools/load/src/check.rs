@@ -7,7 +7,7 @@ use wpaxos::linear::{self, Act, Operation, Outcome, State};
 
 use crate::history::Record;
 
-/// Steps of the search for one key, beside two for each of its operations: a bound of about 200 MB.
+/// Steps of the search for one key, beside two for each of its operations: a bound of about 500 MB.
 const STEPS_MAX: usize = 2_000_000;
 /// Keys that a report names.
 const KEYS_NAMED: usize = 10;
