@@ -93,7 +93,7 @@ struct Entry {
 }
 
 // As `--history-max` says.
-const _: () = assert!(size_of::<Entry>() == 56);
+const _: () = assert!(size_of::<Entry>() == 64);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ended {
