@@ -81,10 +81,10 @@ struct ServerArgs {
     master: Option<String>,
     /// With --master: where this replica listens and others reach it [default: the IP by which this machine reaches the
     /// master, and a port that the master chooses]
-    #[arg(long, value_name = "IP[:PORT]", requires = "master")]
+    #[arg(long, value_name = "IP[:PORT]", requires = "master", conflicts_with = "config")]
     address: Option<Place>,
     /// With --master: where it serves HTTP [default: the IP of --address, and a port that the master chooses]
-    #[arg(long, value_name = "IP[:PORT]", requires = "master")]
+    #[arg(long, value_name = "IP[:PORT]", requires = "master", conflicts_with = "config")]
     http_address: Option<Place>,
     /// The tuning file; that of the master without one, or built-in defaults.
     #[arg(long, value_name = "FILE")]
