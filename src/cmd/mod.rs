@@ -59,7 +59,7 @@ pub struct CmdArgs {
     target: TargetArgs,
     /// With --master: the longest to wait for it and for its replicas, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE.as_secs())]
-    #[arg(value_parser = clap::value_parser!(u64).range(..=86_400))]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     wait_s: u64,
     /// The zone to count as being in, from 1; that of the first node that answers without it.
     #[arg(long, value_name = "ZONE", value_parser = clap::value_parser!(u8).range(1..))]

@@ -375,7 +375,7 @@ fn configurations_are_converted_without_a_cluster() {
 
 #[test]
 fn a_master_that_is_not_there_is_waited_for_and_given_up() {
-    let error = run(&["--master", "127.0.0.1:1", "--wait-s", "0", "get", "k"], "").unwrap_err();
+    let error = run(&["--master", "127.0.0.1:1", "--wait-s", "1", "get", "k"], "").unwrap_err();
     assert!(matches!(error, CmdError::Master(MasterError::Patience { .. })), "{error}");
     assert_eq!(error.exit_code(), ExitCode::from(UNREACHABLE));
     let error = run(&["--master", ":1", "get", "k"], "").unwrap_err();
