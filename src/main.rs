@@ -305,12 +305,16 @@ fn print_local(local: &LocalCluster) {
     println!("cluster '{}' is up; state is in memory and is lost on exit", cluster.name);
     for member in &cluster.nodes {
         let addresses: Vec<_> = member.shards.iter().map(ToString::to_string).collect();
-        println!("  {}  {}", member.id, addresses.join("  "));
+        let http = member.http.map(|http| format!("  http://{http}")).unwrap_or_default();
+        println!("  {}  {}{http}", member.id, addresses.join("  "));
     }
     let seed = local.seeds()[0];
     println!("try, in another terminal:");
     println!("  wpaxos cmd --seed {seed} put greeting hello");
     println!("  wpaxos cmd --seed {seed} get greeting");
+    if let Some(http) = local.http().first() {
+        println!("  curl http://{http}/greeting");
+    }
     println!("  wpaxos-load run --seed-address {seed}");
     println!("Ctrl-C stops it");
 }

@@ -111,7 +111,7 @@ impl Server {
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
         let addresses = cluster.member(index).shards.clone();
-        for address in &addresses {
+        for address in addresses.iter().chain(&cluster.member(index).http) {
             check_free(*address)?;
         }
         let threads = threads.map_or_else(|| Threads::start(&id.to_string(), addresses.len(), &tuning), Ok)?;
@@ -123,6 +123,7 @@ impl Server {
             cluster = %cluster.name,
             shards = cluster.shards,
             listens = ?addresses,
+            http = ?cluster.member(index).http,
             pinning = %all_facts["pinning"],
             quorum = %all_facts["quorum"],
             tuning = %tuning.name,

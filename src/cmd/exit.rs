@@ -43,6 +43,8 @@ pub(super) fn code_of_admin(error: &AdminError) -> (u8, &'static str) {
     match error {
         AdminError::NoSuchNode { .. } | AdminError::NoHttp { .. } | AdminError::Usage(_) => (USAGE, "usage"),
         AdminError::Refused { status: 400, .. } => (USAGE, "usage"),
+        // Gave up waiting for others: what was asked for may yet happen.
+        AdminError::Refused { status: 504, .. } => (AMBIGUOUS, "ambiguous"),
         AdminError::Refused { .. } => (REFUSED, "refused"),
         AdminError::Unreachable { .. } | AdminError::Malformed { .. } => (UNREACHABLE, "unreachable"),
     }

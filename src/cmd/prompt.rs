@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Parser, error::ErrorKind};
-use rustyline::{Config, Editor, error::ReadlineError, history::FileHistory};
+use rustyline::{CompletionType, Config, Editor, error::ReadlineError, history::FileHistory};
 
 use super::{
     CmdError,
@@ -69,7 +69,7 @@ fn words(line: &[u8]) -> Result<Vec<OsString>, &'static str> {
 
 /// Executes lines until they end; gives the code of the first that failed.
 pub(super) fn lines(session: &mut Session, input: &mut dyn BufRead, to: &mut Output<'_>) -> Result<u8, CmdError> {
-    session.client()?;
+    session.begin()?;
     let (mut line, mut code) = (Vec::new(), OK);
     loop {
         line.clear();
@@ -94,8 +94,9 @@ pub(super) fn lines(session: &mut Session, input: &mut dyn BufRead, to: &mut Out
 /// The same from a terminal, with an editor, completion, and lines remembered in `file`. Whoever typed has seen what became of
 /// each, so the code is 0.
 pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'_>) -> Result<u8, CmdError> {
-    let prompt = format!("{}> ", session.client()?.cluster().cluster);
+    let prompt = format!("{}> ", session.begin()?);
     let config = Config::builder().max_history_size(HISTORY_LINES)?.history_ignore_space(true).auto_add_history(true);
+    let config = config.completion_type(CompletionType::List);
     let mut editor = Editor::<Completion, FileHistory>::with_config(config.build())?;
     editor.set_helper(Some(Completion::new(session.nodes())));
     if let Some(file) = file {

@@ -61,6 +61,18 @@ impl Session {
         Ok(Self { options, members, client: None, admin: None })
     }
 
+    /// Makes sure that lines can be taken, and gives the cluster's name. With a file nothing is sent yet, so that commands
+    /// to single nodes work while the cluster does not.
+    ///
+    /// # Errors
+    /// If the cluster is not named, or it is named by seeds and cannot be reached.
+    pub(super) fn begin(&mut self) -> Result<String, CmdError> {
+        match (&self.members, &self.options.cluster) {
+            (Some(_), Some(name)) => Ok(name.clone()),
+            _ => Ok(self.client()?.cluster().cluster.clone()),
+        }
+    }
+
     /// The client, connected now if it was not.
     ///
     /// # Errors

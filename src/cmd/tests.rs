@@ -291,7 +291,7 @@ fn histories_are_shown_and_compared() {
     assert_eq!((line["node"].as_str(), &line["versions"][1]["value"]), (Some("2.1"), &Value::Null));
 
     for (key, code, outcome, verdict, shown) in [
-        ("same", OK, "agree", "agree", "\"same\": all 3 nodes agree, up to version 2 (2 versions compared)\n"),
+        ("same", OK, "agree", "agree", "\"same\": all 3 nodes agree, up to version 2; versions compared: 2\n"),
         ("part", NEGATIVE, "part", "part", "\n  1.1  \"hi\"\n  2.1  \"\\xff\\x00\"\n"),
         ("none", NEGATIVE, "not-found", "nothing", "no version is held by any of all 3 nodes"),
         ("apart", NEGATIVE, "no-overlap", "no-overlap", "  3.1  1 versions, 3 to 3\n"),
@@ -305,6 +305,10 @@ fn histories_are_shown_and_compared() {
         assert_eq!(found, (code, outcome, verdict), "{line}");
         assert_eq!(line["keys"][0]["nodes"].as_array().unwrap().len(), 3, "no node is left out: {line}");
     }
+    // Nobody speaks the native protocol here, and nothing needs it.
+    let file = nodes.file.path().to_str().unwrap();
+    let (code, out) = run(&["--config", file], "consensus same\nhistory none\nconsensus part\n").unwrap();
+    assert_eq!((code, out.matches("\": ").count()), (NEGATIVE, 2), "{out}");
     let (code, out) = nodes.cmd("consensus same part none");
     assert_eq!((code, out.matches("\": ").count()), (NEGATIVE, 3), "{out}");
 }
@@ -318,7 +322,8 @@ fn owners_are_as_each_node_sees_them_or_all_that_one_knows() {
         ("GET /_/owners?key=k", _) => ok("[]"),
         ("GET /_/owners?limit=2", 1) => ok(&format!("[{},{}]", owner("aw=="), owner("bA=="))),
         ("GET /_/owners?limit=2&after=l", 1) => ok(&format!("[{}]", owner("bQ=="))),
-        ("POST /_/steal?key=k", 2) => ok("leads"),
+        ("POST /_/steal?key=k", 2) => ok(&owner("aw==")),
+        ("POST /_/steal?key=slow", _) => Said::Answer(504, "no answer in time".to_owned()),
         _ => Said::Answer(503, "no quorum".to_owned()),
     });
     let cells = |out: &str| -> Vec<Vec<String>> {
@@ -332,8 +337,34 @@ fn owners_are_as_each_node_sees_them_or_all_that_one_knows() {
     let (_, line) = nodes.json("owners --limit 2 --after l");
     assert_eq!((line["next"].as_str(), line["owners"][0]["ballot"].as_str()), (None, Some("7.2.1")));
     assert_eq!(nodes.cmd("owners --node 2.1").0, REFUSED);
-    assert_eq!(nodes.cmd("steal k 2.1"), (OK, "done: 2.1 leads \"k\"\n".to_owned()));
+    assert_eq!(nodes.cmd("steal k 2.1"), (OK, "done: 2.1 leads \"k\" at ballot 7.2.1\n".to_owned()));
+    assert_eq!(nodes.cmd("steal slow 1.1").0, AMBIGUOUS);
     assert_eq!(nodes.cmd("steal k 1.1").0, REFUSED);
+}
+
+#[test]
+fn the_status_of_every_node_has_a_row() {
+    let nodes = Nodes::start(4, true, |zone, _| match zone {
+        1 => ok(
+            r#"{"version":"0.1.0","faults":[{"fault":"drop 2.1","seconds_left":4.2},{"fault":"crash","seconds_left":null}],
+            "shards":[{"shard":0,"objects":7,"waiting":1,"links":{"2.1":false,"3.1":true}},
+                      {"shard":1,"objects":5,"waiting":2,"links":{"2.1":false,"3.1":false}}]}"#,
+        ),
+        2 => ok(r#"{"version":"9.9.9","faults":[],"shards":[]}"#),
+        3 => ok("{}"),
+        _ => Said::Raw(""),
+    });
+    let (code, out) = nodes.cmd("status");
+    let rows: Vec<Vec<&str>> =
+        out.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
+    assert_eq!(code, UNREACHABLE);
+    assert_eq!(rows[1], ["1.1", "up", "0.1.0", "12", "3", "2.1, 3.1", "drop 2.1 for 4 s, crash"]);
+    assert_eq!(rows[2], ["2.1", "up", "9.9.9", "0", "0", "-", "-"]);
+    assert_eq!(rows[3], ["3.1", "up", "-", "0", "0", "-", "-"]);
+    assert_eq!(rows[4], ["4.1", "no answer"]);
+    let (code, line) = nodes.json("status 2.1,1.1");
+    assert_eq!((code, line["nodes"][1]["status"]["shards"][0]["objects"].as_u64()), (OK, Some(7)));
+    assert_eq!(nodes.cmd("status 9.1").0, USAGE);
 }
 
 #[test]

@@ -131,7 +131,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         link: LinkArgs,
         /// For how long, in milliseconds.
-        #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=60_000))]
         ms: u64,
         #[command(flatten)]
         lasting: Lasting,
@@ -196,7 +196,7 @@ pub(super) struct LinkArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct Lasting {
     /// How long it lasts, in seconds; 0 is until `heal`.
-    #[arg(value_name = "SECONDS")]
+    #[arg(value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=31_536_000))]
     pub(super) seconds: u32,
 }
 

@@ -14,24 +14,25 @@ const C: NodeId = NodeId::new(3, 1);
 
 #[test]
 fn each_call_asks_for_what_it_says() {
-    let fake = FakeHttp::start(3, |_, _| ok("{}"));
+    let owner = r#"{"key":"aw==","owner":"3.1","ballot":"7.3.1","leads":true,"applied":9,"steals":3}"#;
+    let fake = FakeHttp::start(3, |_, _| ok(owner));
     let admin = fake.admin();
     let lasting = |ms: u64| Some(Duration::from_millis(ms));
     admin.crash(A, lasting(5000)).unwrap();
     admin.crash(A, None).unwrap();
-    admin.drop(A, B, lasting(1)).unwrap();
+    admin.drop(A, B, lasting(0)).unwrap();
     admin.slow(B, C, Duration::from_millis(40), lasting(2500)).unwrap();
     admin.flaky(C, A, 0.25, None).unwrap();
     admin.heal(B).unwrap();
     admin.status(B).unwrap();
-    assert_eq!(admin.steal(C, b"a key&\xff").unwrap(), "{}");
+    assert_eq!(admin.steal(C, b"a key&\xff").unwrap().owner, Some(C));
     let asked = [
         "1.1 GET /crash?t=0",
         "1.1 GET /crash?t=5",
-        "1.1 GET /drop?id=2.1&t=1",
+        "1.1 GET /drop?id=2.1&t=0.001",
         "2.1 GET /_/status",
         "2.1 GET /heal",
-        "2.1 GET /slow?id=3.1&ms=40&t=3",
+        "2.1 GET /slow?id=3.1&ms=40&t=2.5",
         "3.1 GET /flaky?id=1.1&p=0.25&t=0",
         "3.1 POST /_/steal?key=a%20key%26%FF",
     ];
