@@ -28,6 +28,8 @@ struct Outgoing {
     window: usize,
     /// The side has closed the connection.
     shut: bool,
+    /// The other side is gone, and says so to whoever still writes.
+    reset: bool,
     noted: bool,
 }
 
@@ -55,6 +57,9 @@ impl Socket for SimSocket {
         let mut outgoing = self.outgoing.borrow_mut();
         if outgoing.shut {
             return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if outgoing.reset {
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
         let mut room = outgoing.window.saturating_sub(outgoing.under_way + outgoing.bytes.len());
         let mut taken = 0;
@@ -217,6 +222,7 @@ impl Conn {
         self.closed[side] = true;
         self.wires[1 - side].flying.clear();
         self.wires[1 - side].broken = true;
+        self.wires[1 - side].outgoing.borrow_mut().reset = true;
     }
 
     /// Whether both sides are gone.

@@ -210,7 +210,7 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
         become_equal(world, "after healing")?;
         serve_everything(world)?;
         become_equal(world, "in the end")?;
-        check_rest(world)?;
+        come_to_rest(world)?;
     }
     check_histories(world)
 }
@@ -269,8 +269,14 @@ fn serve_everything(world: &mut World) -> Checked {
     Ok(())
 }
 
-/// Nothing is kept for nothing.
-fn check_rest(world: &World) -> Checked {
+/// Nothing is kept for nothing, once what is under way has arrived.
+fn come_to_rest(world: &mut World) -> Checked {
+    let limit = world.now + EQUAL_WITHIN_US;
+    world.run(limit, |world| rests(world).is_ok())?;
+    if world.steps >= world.steps_max { Ok(()) } else { rests(world) }
+}
+
+fn rests(world: &World) -> Checked {
     let mut memory = Memory::new(world.plan.sizes_at_rest());
     for (node, shard, state) in world.shards() {
         memory.sample(NodeIndex(node as u8), shard as u16, &sizes_of(state))?;

@@ -28,9 +28,17 @@ pub(super) fn describe(bytes: &bytes::Bytes) -> String {
         Kind::State => {
             let _ = write!(text, " applied {} promised {}", word(body, 0), ballot(word(body, 8)));
         }
+        Kind::Compare => compare(body, &mut text),
         _ => {}
     }
     text
+}
+
+fn compare(body: &[u8], text: &mut String) {
+    let _ = write!(text, " answers {} settled {}", body[0], body[1]);
+    for row in body[4..].chunks_exact(24) {
+        let _ = write!(text, " [node {} boot {}: {}]", row[0], half(row, 12), word(row, 16));
+    }
 }
 
 fn batch(body: &[u8], text: &mut String) {

@@ -22,8 +22,11 @@ pub struct Session {
     pub before: u64,
     /// The highest executed ids below these 64, falling; 0 for none.
     pub older: [u64; OLDER_MAX],
-    /// Every executed id that is remembered in no other way is at or below this.
+    /// Every executed id that is remembered in no other way is at or below this, or was executed before the session began.
     pub floor: u64,
+    /// Before the session began, ids below this may have been executed: an earlier session of the client may have been
+    /// dropped. 0 if none was.
+    pub blind_below: u64,
     /// The slot of its last execution: the oldest is dropped first.
     pub slot: u64,
     /// The outcome of `highest`.
@@ -37,8 +40,9 @@ pub struct Session {
 pub struct Recent {
     /// At most [`SESSIONS_MAX`], in no order that matters but the same on every replica.
     pub sessions: Vec<Session>,
-    /// Whether a session was ever dropped: an unknown client's retry cannot be judged then.
-    pub dropped: bool,
+    /// All ids of sessions that were dropped are below this, whosever they were: a retry of an unknown client with such an id
+    /// cannot be judged. 0 if none was dropped.
+    pub blind_below: u64,
 }
 
 /// What is known of a command before it is executed.
@@ -57,18 +61,16 @@ pub enum Judgement {
 impl Recent {
     /// What is known of a client's command.
     pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
-        let Some(session) = self.sessions.iter().find(|session| session.client == client) else {
-            return if retry && self.dropped { Judgement::Unknown } else { Judgement::Fresh };
-        };
-        if id > session.highest {
-            return Judgement::Fresh;
-        }
+        let session = self.sessions.iter().find(|session| session.client == client);
+        let blind_below = session.map_or(self.blind_below, |session| session.blind_below);
+        let unseen = if retry && id < blind_below { Judgement::Unknown } else { Judgement::Fresh };
+        let Some(session) = session.filter(|session| id <= session.highest) else { return unseen };
         match session.highest - id {
             0 => Judgement::Done(Executed { status: session.status, version: session.version }),
             back @ 1..=WINDOW if session.before >> (back - 1) & 1 == 1 => Judgement::Duplicate,
-            1..=WINDOW => Judgement::Fresh,
+            1..=WINDOW => unseen,
             _ if session.older.contains(&id) => Judgement::Duplicate,
-            _ if id > session.floor => Judgement::Fresh,
+            _ if id > session.floor => unseen,
             _ => Judgement::Unknown,
         }
     }
@@ -82,6 +84,7 @@ impl Recent {
                 before: 0,
                 older: [0; OLDER_MAX],
                 floor: 0,
+                blind_below: self.blind_below,
                 slot,
                 status: executed.status,
                 version: executed.version,
@@ -107,8 +110,8 @@ impl Recent {
             return;
         }
         let oldest = self.sessions.iter_mut().min_by_key(|session| session.slot).expect("full");
-        *oldest = session;
-        self.dropped = true;
+        self.blind_below = self.blind_below.max(oldest.highest.saturating_add(1));
+        *oldest = Session { blind_below: self.blind_below, ..session };
     }
 }
 
@@ -174,6 +177,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A client's session was dropped; a late command of a lower id begins another one.
+    #[test]
+    fn a_new_session_does_not_vouch_for_what_a_dropped_one_knew() {
+        let mut recent = Recent::default();
+        recent.record(1, 7, 5, DONE);
+        for client in 100..100 + SESSIONS_MAX as u64 {
+            recent.record(client, client, 1, DONE);
+        }
+        assert_eq!(recent.blind_below, 6);
+        assert_eq!(recent.judge(7, 5, true), Judgement::Unknown);
+        assert_eq!(recent.judge(7, 6, true), Judgement::Fresh, "above everything that was forgotten");
+        recent.record(200, 7, 3, DONE);
+        assert_eq!(recent.judge(7, 3, true), Judgement::Done(DONE));
+        for id in [2, 4, 5] {
+            assert_eq!(recent.judge(7, id, true), Judgement::Unknown, "{id}");
+            assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id} as a first copy");
+        }
+        recent.record(201, 7, 5, DONE);
+        assert_eq!((recent.judge(7, 4, true), recent.judge(7, 6, true)), (Judgement::Unknown, Judgement::Fresh));
     }
 
     #[test]

@@ -191,6 +191,8 @@ impl WPaxos {
         let inbound = &mut self.inbound[from.index()];
         if inbound.id == Some(body.stream) && inbound.behind_from >= body.to_seq.get() {
             inbound.behind_from = 0;
+            // Should the owner die, nobody could tell this node again after a restart, nor it others.
+            self.log_received(from, frame);
         }
         Ok(())
     }

@@ -10,17 +10,18 @@ use super::{
     Ballot, Mutant, ObjectIndex, Role, WPaxos,
     message::{CompareHead, ListHead, ListRequestBody, ListRow, Reached, Reader, StateEntryHead, StreamId},
     object::Source,
+    read::key_ballot_head,
 };
 use crate::{
     protocol::{Micros, Outputs, RecordId},
     topology::{NodeIndex, NodeSet},
-    wire::{Frame, FrameError, Kind},
+    wire::{self, Frame, FrameError, Kind},
 };
 
 /// How many orphans a check looks at.
 const ORPHANS_PER_CHECK: usize = 1024;
-/// How many streams of one owner are remembered when they have ended: who slept through more of its boots than that
-/// learns the effects of the oldest ones only when their objects are used.
+/// How many streams of one owner are remembered when they have ended, the last ones. Who is behind in one of these is shown
+/// all objects, and so learns what it missed in older ones too.
 const ENDED_MAX: usize = 8;
 /// How many objects, and how many bytes of their states, are listed at a time.
 const LIST_OBJECTS: usize = 512;
@@ -41,7 +42,7 @@ struct Survey {
     heard_at: Micros,
 }
 
-/// An entry of a stream that has ended, undecided when it did.
+/// An accepted entry that nobody may be going to decide: when to look at it, its object, slot and ballot.
 type Orphan = (Micros, ObjectIndex, u64, Ballot);
 
 /// What is left to do for streams that have ended.
@@ -80,14 +81,20 @@ impl Converge {
     /// A stream has ended, or this node has got further in one that has.
     fn note(&mut self, reached: Reached) {
         let ended = &mut self.ended[usize::from(reached.owner)];
-        match ended.iter_mut().find(|known| known.stream == reached.stream) {
-            Some(known) => known.up_to = known.up_to.get().max(reached.up_to.get()).into(),
-            None => ended.push(reached),
+        match ended.binary_search_by_key(&age(reached.stream), |known| age(known.stream)) {
+            Ok(place) => ended[place].up_to = ended[place].up_to.get().max(reached.up_to.get()).into(),
+            Err(place) => ended.insert(place, reached),
         }
         if ended.len() > ENDED_MAX {
             ended.remove(0);
         }
         self.ask_again();
+    }
+
+    /// Whether a stream is older than all that are remembered of its owner.
+    fn is_forgotten(&self, owner: NodeIndex, stream: StreamId) -> bool {
+        let ended = &self.ended[owner.index()];
+        ended.len() >= ENDED_MAX && age(stream) < age(ended[0].stream)
     }
 
     fn ask_again(&mut self) {
@@ -99,6 +106,11 @@ impl Converge {
         let ended = &self.ended[owner.index()];
         ended.iter().find(|known| known.stream == stream).map(|known| known.up_to.get())
     }
+}
+
+/// Streams of one owner in the order in which they were; those of different incarnations in some order.
+fn age(stream: StreamId) -> (u32, u64) {
+    (stream.boot.get(), stream.incarnation.get())
 }
 
 fn everybody(nodes: usize) -> NodeSet {
@@ -141,6 +153,16 @@ impl WPaxos {
         }
     }
 
+    /// Its owner has withdrawn an entry, which is for the next owner to decide. Should nobody become that, or die before it
+    /// has, the slot may have been decided at an earlier ballot all the same.
+    pub(super) fn orphan_withdrawn(&mut self, now: Micros, object: ObjectIndex, slot: u64, ballot: Ballot) {
+        let entry = self.objects[object].tail.get_mut(slot);
+        if entry.is_some_and(|entry| entry.ballot == ballot && !entry.decided) {
+            let delay = self.config.timers.orphan_delay_us * (1 + self.orphan_rank(now));
+            self.converge.orphans.insert((now.plus(delay), object, slot, ballot));
+        }
+    }
+
     /// Whether the entry is still what this node holds in the slot, and nobody is at work here to decide it.
     fn is_open(&mut self, (_, object, slot, ballot): Orphan) -> bool {
         let known = &mut self.objects[object];
@@ -149,7 +171,9 @@ impl WPaxos {
     }
 
     /// Finishes orphans by a phase 1 of this node: its own as soon as it is back, others' after a time that is longer the
-    /// more live nodes come first. Each is looked at again until it is decided or somebody has proposed anew.
+    /// more live nodes come first. Each is looked at again until it is decided or somebody has proposed anew. If another
+    /// node has taken the object since, its phase 1 decides the slot, if it has not forgotten of it by a restart: it is
+    /// offered the object, which means nothing to an owner.
     pub(super) fn check_orphans(&mut self, now: Micros) {
         if self.config.has(Mutant::OrphansLeft) {
             return;
@@ -164,17 +188,18 @@ impl WPaxos {
             let (_, object, slot, ballot) = orphan;
             let timers = &self.config.timers;
             let (delay, timeout) = (timers.orphan_delay_us * (1 + self.orphan_rank(now)), timers.request_timeout_us);
-            let owner = self.owner_of(object).filter(|owner| *owner != self.config.me);
-            let taken = self.objects[object].promised > ballot && owner.is_some_and(|by| !self.is_suspected(now, by));
-            let first = now.since(self.restarted_at) < delay;
-            if taken && first {
-                // Somebody has taken the object since: its owner decides the slot, if it gets that far.
-                self.converge.orphans.insert((self.restarted_at.plus(delay), object, slot, ballot));
-                continue;
-            }
-            if self.objects[object].is_idle() {
-                self.counters.orphans += 1;
-                self.start_phase1(now, object, None);
+            let known = &self.objects[object];
+            let owner = self.owner_of(object).filter(|owner| *owner != self.config.me && known.promised > ballot);
+            match owner.filter(|owner| !self.is_suspected(now, *owner)) {
+                Some(owner) => {
+                    let head = key_ballot_head(known.promised, &known.key);
+                    self.links[owner.index()].put(Kind::Handover, &head, &[&known.key]);
+                }
+                None if known.is_idle() => {
+                    self.counters.orphans += 1;
+                    self.start_phase1(now, object, None);
+                }
+                None => {}
             }
             self.converge.orphans.insert((now.plus(timeout + delay), object, slot, ballot));
         }
@@ -232,7 +257,7 @@ impl WPaxos {
                 return false;
             }
             let current = current.then(|| inbound.effective());
-            let forgotten = self.converge.ended[owner.index()].len() >= ENDED_MAX;
+            let forgotten = self.converge.is_forgotten(owner, their.stream);
             match self.converge.up_to(owner, their.stream).max(current) {
                 Some(mine) => mine < their.up_to.get(),
                 None => !forgotten && their.up_to.get() > 0,
@@ -278,6 +303,38 @@ impl WPaxos {
         self.links[to.index()].send(Kind::Compare, &body, RecordId(0), out);
     }
 
+    fn read_compare(&self, frame: &Frame) -> Result<(CompareHead, Vec<Reached>), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &CompareHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let mut rows = Vec::new();
+        while !reader.is_empty() {
+            let reached: &Reached = reader.take()?;
+            reader.zero(reached.reserved)?;
+            reader.number(reached.up_to)?;
+            if usize::from(reached.owner) >= self.links.len() {
+                return Err(reader.wrong("it names a stream of nobody"));
+            }
+            rows.push(*reached);
+        }
+        Ok((*head, rows))
+    }
+
+    /// A survey that has ended, in this node's own log: whom it learned from may be gone when it comes back, and others may
+    /// need to learn from it.
+    fn log_reached(&mut self, reached: &[Reached]) {
+        let head = CompareHead { answers: 0, settled: 1, reserved: [0; 2] };
+        let body = [head.as_bytes(), reached.as_bytes()].concat();
+        self.log_own(wire::frame(Kind::Compare, self.config.shard, self.config.version, &body));
+    }
+
+    /// Takes what [`Self::log_reached`] wrote.
+    pub(super) fn replay_reached(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        let (_, reached) = self.read_compare(frame)?;
+        reached.into_iter().for_each(|reached| self.converge.note(reached));
+        Ok(())
+    }
+
     /// A peer says how far it got in streams that have ended, and wants to know the same unless it answers. If it got
     /// further, it is surveyed.
     pub(super) fn on_compare(
@@ -287,19 +344,7 @@ impl WPaxos {
         frame: &Frame,
         out: &mut Outputs,
     ) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        let head: &CompareHead = reader.take()?;
-        reader.zero(head.reserved)?;
-        let mut theirs = Vec::new();
-        while !reader.is_empty() {
-            let reached: &Reached = reader.take()?;
-            reader.zero(reached.reserved)?;
-            reader.number(reached.up_to)?;
-            if usize::from(reached.owner) >= self.links.len() {
-                return Err(reader.wrong("it names a stream of nobody"));
-            }
-            theirs.push(*reached);
-        }
+        let (head, theirs) = self.read_compare(frame)?;
         if head.answers == 0 {
             self.send_compare(from, true, out);
         }
@@ -389,6 +434,7 @@ impl WPaxos {
         }
         if asked == END {
             let survey = self.converge.survey.take().expect("just seen");
+            self.log_reached(&survey.reached);
             survey.reached.into_iter().for_each(|reached| self.converge.note(reached));
             self.converge.ask_again();
             self.converge.rest_until = now.plus(self.config.timers.orphan_delay_us);

@@ -233,15 +233,17 @@ layout! {
 
 layout! {
     /// An object's state; value and sessions follow.
-    StateHead, 16 {
+    StateHead, 24 {
         /// The object's version.
         version: U64,
+        /// All ids of sessions that were dropped are below this.
+        blind_below: U64,
         /// Bytes of value.
         value_bytes: U32,
         /// 1 if there is a value.
         has_value: u8,
-        /// 1 if a session was ever dropped.
-        dropped: u8,
+        /// Must be 0.
+        reserved: u8,
         /// How many sessions.
         sessions: U16,
     }
@@ -249,7 +251,7 @@ layout! {
 
 layout! {
     /// One of the object's last writers.
-    SessionBody, 120 {
+    SessionBody, 128 {
         /// The client.
         client: U64,
         /// Its highest executed id.
@@ -260,6 +262,8 @@ layout! {
         older: [U64; OLDER_MAX],
         /// Executed ids that are not remembered are at or below this.
         floor: U64,
+        /// Ids below this may have been executed before the session began.
+        blind_below: U64,
         /// The slot of its last execution.
         slot: U64,
         /// The object's version after the highest.
@@ -491,11 +495,12 @@ impl<'a> Reader<'a> {
         let head: &StateHead = self.take()?;
         let value = self.bytes(head.value_bytes.get() as usize)?;
         let sessions: &[SessionBody] = self.take_many(head.sessions.get() as usize)?;
-        if head.has_value > 1 || head.dropped > 1 || sessions.len() > SESSIONS_MAX {
+        self.zero(head.reserved)?;
+        if head.has_value > 1 || sessions.len() > SESSIONS_MAX {
             return Err(self.wrong("a state is out of range"));
         }
         let sessions = sessions.iter().map(|body| self.session(body)).collect::<Result<Vec<_>, _>>()?;
-        let recent = (!sessions.is_empty()).then(|| Box::new(Recent { sessions, dropped: head.dropped == 1 }));
+        let recent = (!sessions.is_empty()).then(|| Box::new(Recent { sessions, blind_below: head.blind_below.get() }));
         let value = (head.has_value == 1).then(|| value.to_vec());
         Ok(ObjectState { value, version: self.number(head.version)?, recent })
     }
@@ -509,6 +514,7 @@ impl<'a> Reader<'a> {
             before: body.before.get(),
             older: body.older.map(U64::get),
             floor: body.floor.get(),
+            blind_below: body.blind_below.get(),
             slot: body.slot.get(),
             status: status.ok_or_else(|| self.wrong("a session has no outcome"))?,
             version: body.version.get(),
@@ -525,7 +531,8 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
         version: state.version.into(),
         value_bytes: (value.len() as u32).into(),
         has_value: state.value.is_some().into(),
-        dropped: state.recent.as_ref().is_some_and(|recent| recent.dropped).into(),
+        blind_below: state.recent.as_ref().map_or(0, |recent| recent.blind_below).into(),
+        reserved: 0,
         sessions: (sessions.len() as u16).into(),
     };
     out.extend_from_slice(head.as_bytes());
@@ -537,6 +544,7 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
             before: session.before.into(),
             older: session.older.map(U64::new),
             floor: session.floor.into(),
+            blind_below: session.blind_below.into(),
             slot: session.slot.into(),
             version: session.version.into(),
             status: session.status as u8,

@@ -189,8 +189,6 @@ pub struct WPaxos {
     prepare_timers: BTreeSet<(Micros, ObjectIndex)>,
     gaps: VecDeque<(Micros, ObjectIndex)>,
     converge: Converge,
-    /// When this boot began.
-    restarted_at: Micros,
 
     /// What an input leaves to be done at its end.
     orphaned_requests: VecDeque<RequestKey>,
@@ -235,7 +233,6 @@ impl WPaxos {
             prepare_timers: BTreeSet::new(),
             gaps: VecDeque::new(),
             converge: Converge::new(nodes),
-            restarted_at: now,
             orphaned_requests: VecDeque::new(),
             ready_requests: VecDeque::new(),
             executable: Vec::new(),
@@ -323,7 +320,7 @@ impl WPaxos {
             Kind::Reject => self.on_rejects(now, frame),
             Kind::Forward => self.on_forwards(now, from, frame, out),
             Kind::ForwardReply => self.on_forward_replies(now, from, frame, out),
-            Kind::Handover => self.on_handovers(now, frame),
+            Kind::Handover => self.on_handovers(now, from, frame),
             Kind::Confirm => self.on_confirm(from, frame, out),
             Kind::ConfirmReply => self.on_confirm_reply(now, from, frame, out),
             Kind::Heartbeat => self.on_heartbeat(now, from, frame),
@@ -367,6 +364,7 @@ impl Protocol for WPaxos {
         assert!(peer != self.config.me, "a node has no link to itself");
         self.links[peer.index()].come_up(now);
         self.meet_again(peer);
+        self.hasten_candidacies(now);
         self.inbound[peer.index()].ack_due = false;
         self.send_standing(peer, Kind::Resume, out);
         self.choose_eager(now);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zerocopy::IntoBytes;
 
 use super::{
-    Ballot, Config, ObjectIndex, RequestKey, Role, WPaxos,
+    Ballot, Config, Link, ObjectIndex, RequestKey, Role, WPaxos,
     message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
     object::Leading,
 };
@@ -33,10 +33,13 @@ pub(super) struct Preparing {
     reported: BTreeMap<u64, Reported>,
     /// Requests that wait for the outcome.
     pub(super) waiting: Vec<RequestKey>,
-    /// When the Prepare is sent again to those that have not answered.
+    /// By node the connection that the Prepare was last sent on: what was sent on a connection arrives if that lasts, so that
+    /// only a later one needs it again. Asked twice, a node would report its tail twice, on a link that may be too slow for
+    /// once.
+    asked: Vec<u64>,
+    /// When to look for such connections.
     retry_at: Micros,
     attempts: u32,
-    since: Micros,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +58,8 @@ impl WPaxos {
         let round = self.objects[object].promised.round() + 1;
         let ballot = Ballot::new(self.config.version, round, self.config.my_id());
         let retry_at = now.plus(self.prepare_patience());
+        let asked = |link: &Link| if link.is_up() { link.connection() } else { 0 };
+        let asked = self.links.iter().map(asked).collect();
         let known = &mut self.objects[object];
         assert!(ballot > known.promised, "the next round is above every ballot seen");
         known.promised = ballot;
@@ -63,9 +68,9 @@ impl WPaxos {
             best: None,
             reported: BTreeMap::new(),
             waiting: request.into_iter().collect(),
+            asked,
             retry_at,
             attempts: 0,
-            since: now,
         }));
         self.prepare_timers.insert((retry_at, object));
         self.new_candidacies.push((object, ballot));
@@ -267,8 +272,9 @@ impl WPaxos {
         Ok(())
     }
 
-    /// Sends Prepares again whose answers are overdue, to those that have not answered, after a random, growing time; gives
-    /// up a candidacy that nobody waits for any more.
+    /// Sends Prepares again to those that have not answered and were asked on a connection that is gone, if at all: at once
+    /// when a link comes up, and after a random, growing time. A candidacy ends by being won or beaten only: others may rely
+    /// on it to decide what it found.
     pub(super) fn check_candidacies(&mut self, now: Micros) {
         while let Some(&(at, object)) = self.prepare_timers.first() {
             if at > now {
@@ -279,35 +285,39 @@ impl WPaxos {
         }
     }
 
+    /// A link has come up: whoever is behind it may not have been asked yet.
+    pub(super) fn hasten_candidacies(&mut self, now: Micros) {
+        for (_, object) in std::mem::take(&mut self.prepare_timers) {
+            if let Role::Preparing(preparing) = &mut self.objects[object].role {
+                (preparing.retry_at, preparing.attempts) = (now, 0);
+                self.prepare_timers.insert((now, object));
+            }
+        }
+    }
+
     fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex) {
         let patience = self.prepare_patience();
         let timers = &self.config.timers;
-        let (backoff_min, backoff_max) = (timers.backoff_min_us, timers.backoff_max_us);
-        let give_up_after = timers.request_timeout_us;
         let jitter = self.random.next();
         let known = &mut self.objects[object];
-        let (ballot, applied) = (known.promised, known.applied);
         let Role::Preparing(preparing) = &mut known.role else { return };
         if preparing.retry_at != at || self.config.has(Mutant::PrepareOnce) {
             return;
         }
-        if now.since(preparing.since) > give_up_after {
-            self.depose(now, object);
-            return;
-        }
+        let spread = (timers.backoff_min_us << preparing.attempts.min(20)).min(timers.backoff_max_us).max(1);
+        let wait = (patience << preparing.attempts.min(20)).min(timers.request_timeout_us.max(patience));
         preparing.attempts += 1;
-        let spread = (backoff_min << preparing.attempts.min(20)).min(backoff_max).max(1);
-        preparing.retry_at = now.plus(patience + jitter % spread);
-        let (retry_at, answered) = (preparing.retry_at, preparing.answered);
-        self.prepare_timers.insert((retry_at, object));
-        let key = &self.objects[object].key;
-        let head = prepare_head(ballot, applied, key);
+        preparing.retry_at = now.plus(wait + jitter % spread);
+        self.prepare_timers.insert((preparing.retry_at, object));
+        let head = prepare_head(known.promised, known.applied, &known.key);
         for (node, link) in self.links.iter_mut().enumerate() {
-            if !answered.contains(NodeIndex(node as u8)) {
-                link.put(Kind::Prepare, &head, &[key]);
+            let is_new = link.is_up() && link.connection() != preparing.asked[node];
+            if is_new && !preparing.answered.contains(NodeIndex(node as u8)) {
+                preparing.asked[node] = link.connection();
+                link.put(Kind::Prepare, &head, &[&known.key]);
+                self.counters.prepares_repeated += 1;
             }
         }
-        self.counters.prepares_repeated += 1;
     }
 }
 
@@ -336,12 +346,7 @@ impl WPaxos {
         let promised = self.objects[object].promised;
         if self.config.is_below(ballot, promised) {
             let key = &self.objects[object].key;
-            let head = RejectHead {
-                ballot: ballot.number.into(),
-                higher: promised.number.into(),
-                key_bytes: (key.len() as u16).into(),
-                reserved: [0; 6],
-            };
+            let head = reject_head(ballot, promised, key);
             self.links[from.index()].put(Kind::Reject, &head, &[key]);
             return;
         }
@@ -414,6 +419,16 @@ pub(super) fn prepare_head(ballot: Ballot, applied: u64, key: &[u8]) -> PrepareH
     PrepareHead {
         ballot: ballot.number.into(),
         applied: applied.into(),
+        key_bytes: (key.len() as u16).into(),
+        reserved: [0; 6],
+    }
+}
+
+/// A ballot was beaten by a higher one.
+pub(super) fn reject_head(ballot: Ballot, higher: Ballot, key: &[u8]) -> RejectHead {
+    RejectHead {
+        ballot: ballot.number.into(),
+        higher: higher.number.into(),
         key_bytes: (key.len() as u16).into(),
         reserved: [0; 6],
     }

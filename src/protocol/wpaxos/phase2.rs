@@ -205,6 +205,7 @@ impl WPaxos {
             let (seq, entry, frame) = self.stream.commit_next(now);
             if entry.withdrawn {
                 self.keep_bytes(entry.object, entry.slot, &Source::Own(seq), || entry.slice_of(&frame));
+                self.orphan_withdrawn(now, entry.object, entry.slot, entry.ballot);
                 continue;
             }
             self.counters.committed += 1;
@@ -491,6 +492,7 @@ impl WPaxos {
             if withdrawn.next_if_eq(&seq).is_some() {
                 let source = Source::Stream(from, seq);
                 self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(&frame));
+                self.orphan_withdrawn(now, entry.object, entry.slot, entry.ballot);
             } else {
                 // The stream's command, not the tail's: this node may have refused the entry and hold another there.
                 let (object, slot, ballot) = (entry.object, entry.slot, entry.ballot);

@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use super::{
     Ballot, Counters, Inbound, Leading, Mutant, ObjectIndex, OwnRecord, Role, WPaxos,
     message::{Reader, RejectHead, ballot_from},
-    phase1::prepare_head,
+    phase1::{prepare_head, reject_head},
 };
 use crate::{
     protocol::{Micros, Outputs, Record, RecordId},
@@ -33,12 +33,7 @@ impl WPaxos {
         let mut body = std::mem::take(&mut self.scratch_bytes);
         for (number, (object, ballot)) in heard.iter().enumerate() {
             let key = &self.objects[*object].key;
-            let head = RejectHead {
-                ballot: 0.into(),
-                higher: ballot.number.into(),
-                key_bytes: (key.len() as u16).into(),
-                reserved: [0; 6],
-            };
+            let head = reject_head(Ballot::ZERO, *ballot, key);
             body.extend_from_slice(head.as_bytes());
             body.extend_from_slice(key);
             if body.len() >= super::SPLIT_BYTES || number + 1 == heard.len() {
@@ -84,6 +79,8 @@ impl WPaxos {
             Kind::Reject => self.replay_raises(now, &frame),
             Kind::Skip => self.on_skip(now, from, &frame),
             Kind::State => self.on_states(now, from, &frame),
+            Kind::CatchUpDone => self.on_catch_up_done(from, &frame),
+            Kind::Compare => self.replay_reached(&frame),
             _ => unreachable!("records of other kinds were refused"),
         };
         self.settle(now, &mut out);
@@ -121,8 +118,8 @@ impl WPaxos {
         let own = record.from == self.config.me;
         let logged = match frame.kind {
             Kind::AcceptBatch | Kind::Prepare => true,
-            Kind::Reject => own,
-            Kind::Skip | Kind::State => !own,
+            Kind::Reject | Kind::Compare => own,
+            Kind::Skip | Kind::State | Kind::CatchUpDone => !own,
             _ => false,
         };
         if record.from.index() >= self.config.nodes.len() {
@@ -152,7 +149,7 @@ impl WPaxos {
         }
         assert!(self.own_records.is_empty() && self.unsent_prepares.is_empty(), "a replay proposes nothing");
         self.counters = Counters::default();
-        (self.progress_at, self.checked_at, self.restarted_at) = (now, now, now);
+        (self.progress_at, self.checked_at) = (now, now);
         for link in &mut self.links {
             link.begin(now);
         }

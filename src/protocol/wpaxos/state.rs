@@ -33,6 +33,6 @@ macro_rules! same {
 same! {
     objects stream inbound links requests reads distances random stopping met eager all_eager progress_at checked_at
     logged own_records records own_durable new_candidacies prepare_timers gaps orphaned_requests ready_requests
-    executable heard unsent_prepares converge restarted_at;
+    executable heard unsent_prepares converge;
     whatever config counters history scratch_keys scratch_bytes
 }

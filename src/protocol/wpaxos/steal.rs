@@ -3,6 +3,7 @@
 use super::{
     ObjectIndex, WPaxos,
     message::{KeyBallotHead, Reader, ballot_from},
+    phase1::reject_head,
     read::key_ballot_head,
 };
 use crate::{
@@ -209,8 +210,10 @@ impl WPaxos {
         self.counters.handovers_sent += 1;
     }
 
-    /// The owner asks this node to take objects over.
-    pub(super) fn on_handovers(&mut self, now: Micros, frame: &Frame) -> Result<(), FrameError> {
+    /// The owner asks this node to take objects over; or somebody who holds what this node's ballot should have decided asks
+    /// whether it still does. An offer that something newer has overtaken is void, unless that is a ballot of this node at
+    /// which it does not lead, since it has restarted; who made it hears of the newer ballot.
+    pub(super) fn on_handovers(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
         let mut reader = Reader::new(frame);
         while !reader.is_empty() {
             let head: &KeyBallotHead = reader.take()?;
@@ -219,8 +222,12 @@ impl WPaxos {
             let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
             let object = self.object_of(key);
             self.hear(now, object, ballot);
-            // An offer that something newer has overtaken is void.
-            if self.objects[object].promised == ballot && self.objects[object].is_idle() {
+            let known = &self.objects[object];
+            let is_own = known.promised.owner() == Some(self.config.my_id());
+            if known.promised > ballot && !(is_own && known.is_idle()) {
+                let head = reject_head(ballot, known.promised, &known.key);
+                self.links[from.index()].put(Kind::Reject, &head, &[&known.key]);
+            } else if known.is_idle() {
                 self.counters.steals += 1;
                 self.start_phase1(now, object, None);
                 if self.config.has(Mutant::HandoverWithoutPhase1) {

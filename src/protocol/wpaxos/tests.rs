@@ -377,6 +377,11 @@ fn a_refusal_withdraws_the_entry_and_ends_the_lead() {
     assert_eq!(bench.known(0).0, 1);
     // Whatever becomes of the slot, its request is answered once.
     bench.links[0][1].extend(announced);
+    // What was taken off the links of node 2 was lost with their connections.
+    for peer in [0, 1] {
+        bench.cut(peer, 2);
+        bench.connect(peer, 2);
+    }
     bench.settle();
     bench.pass(400_000);
     bench.settle();
