@@ -72,7 +72,8 @@ impl<P: Protocol> Core<P> {
         let frame = self.web_buffer.split().freeze();
         self.counters.web_requests += 1;
         if self.stop_by.is_some() {
-            return Ok(self.refuse_web(&ticket, Status::ShuttingDown));
+            self.refuse_web(&ticket, Status::ShuttingDown);
+            return Ok(());
         }
         let zone = self.node.member().zone;
         let to = shard_of(token, self.node.cluster.shards);
@@ -87,7 +88,8 @@ impl<P: Protocol> Core<P> {
             return Ok(());
         }
         if self.lent[usize::from(to.0)] >= self.node.mailboxes.depth() {
-            return Ok(self.refuse_web(&ticket, Status::Overloaded));
+            self.refuse_web(&ticket, Status::Overloaded);
+            return Ok(());
         }
         let token = self.waiting.insert(Waiting::Web(ticket)).to_token();
         self.lent[usize::from(to.0)] += 1;

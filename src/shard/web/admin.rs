@@ -9,7 +9,7 @@ use serde_json::{Value, json as value};
 
 use super::{
     Answer, Question,
-    service::{Reply, json, overloaded, plain},
+    service::{Refused, Reply, json, overloaded, plain, refuse},
     watch::Watch,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 const TAKING_PAUSE: Duration = Duration::from_millis(2);
 
 /// Answers what is not a command.
-pub(super) async fn answer<P: Protocol>(shard: &Rc<Shard<P>>, watch: &Watch, target: Target) -> Result<Reply, Reply> {
+pub(super) async fn answer<P: Protocol>(shard: &Rc<Shard<P>>, watch: &Watch, target: Target) -> Result<Reply, Refused> {
     let work = async {
         match target {
             Target::History { key, versions } => history(shard, key, versions).await,
@@ -40,13 +40,13 @@ pub(super) async fn answer<P: Protocol>(shard: &Rc<Shard<P>>, watch: &Watch, tar
     let mut work = pin!(work);
     std::future::poll_fn(|context| match work.as_mut().poll(context) {
         Poll::Ready(reply) => Poll::Ready(reply),
-        Poll::Pending => watch.poll_expired(context).map(|()| Err(plain(504, "no answer in time\n"))),
+        Poll::Pending => watch.poll_expired(context).map(|()| Err(refuse(504, "no answer in time\n"))),
     })
     .await
 }
 
 /// Asks a shard of this node.
-async fn ask<P: Protocol>(shard: &Shard<P>, of: ShardId, question: Question) -> Result<Answer, Reply> {
+async fn ask<P: Protocol>(shard: &Shard<P>, of: ShardId, question: Question) -> Result<Answer, Refused> {
     let answer = shard.node.questions[usize::from(of.0)].ask(question).await;
     answer.ok_or_else(|| overloaded("this replica is stopping\n"))
 }
@@ -59,7 +59,7 @@ fn base64(bytes: &[u8]) -> Value {
     Value::String(BASE64_STANDARD.encode(bytes))
 }
 
-async fn history<P: Protocol>(shard: &Shard<P>, key: Vec<u8>, with_versions: bool) -> Result<Reply, Reply> {
+async fn history<P: Protocol>(shard: &Shard<P>, key: Vec<u8>, with_versions: bool) -> Result<Reply, Refused> {
     let of = shard_of_key(shard, &key);
     let Answer::History(history) = ask(shard, of, Question::History(key)).await? else {
         unreachable!("an answer is to its question")
@@ -76,34 +76,34 @@ async fn history<P: Protocol>(shard: &Shard<P>, key: Vec<u8>, with_versions: boo
 }
 
 /// Has every shard look at the faults, so that they hold when the answer is there.
-async fn act_out<P: Protocol>(shard: &Shard<P>) -> Result<(), Reply> {
+async fn act_out<P: Protocol>(shard: &Shard<P>) -> Result<(), Refused> {
     for of in (0..shard.node.cluster.shards).map(ShardId) {
         ask(shard, of, Question::Faults).await?;
     }
     Ok(())
 }
 
-fn allowed<P: Protocol>(shard: &Shard<P>) -> Result<(), Reply> {
+fn allowed<P: Protocol>(shard: &Shard<P>) -> Result<(), Refused> {
     if shard.node.cluster.faults {
         return Ok(());
     }
     let text = "faults may not be injected into this cluster: its file would have to say [faults] allowed = true\n";
-    Err(plain(403, text))
+    Err(refuse(403, text))
 }
 
-async fn inject<P: Protocol>(shard: &Shard<P>, order: FaultOrder) -> Result<Reply, Reply> {
+async fn inject<P: Protocol>(shard: &Shard<P>, order: FaultOrder) -> Result<Reply, Refused> {
     allowed(shard)?;
     let node = &shard.node;
     let (name, for_us) = (order.what.to_string(), order.for_us);
     let injected = node.faults.inject(node.now(), node.index, &node.cluster, order);
-    injected.map_err(|problem| plain(400, &format!("{problem}\n")))?;
+    injected.map_err(|problem| refuse(400, &format!("{problem}\n")))?;
     let long = for_us.map_or_else(|| "until /heal".to_owned(), |us| format!("for {} s", us as f64 / 1e6));
     tracing::warn!(node = %shard.id(), "fault injected: {name}, {long}");
     act_out(shard).await?;
     Ok(plain(200, &format!("{name}, {long}\n")))
 }
 
-async fn heal<P: Protocol>(shard: &Shard<P>) -> Result<Reply, Reply> {
+async fn heal<P: Protocol>(shard: &Shard<P>) -> Result<Reply, Refused> {
     allowed(shard)?;
     shard.node.faults.heal();
     tracing::warn!(node = %shard.id(), "all injected faults are healed");
@@ -111,7 +111,7 @@ async fn heal<P: Protocol>(shard: &Shard<P>) -> Result<Reply, Reply> {
     Ok(plain(200, "no faults\n"))
 }
 
-async fn status<P: Protocol>(shard: &Shard<P>) -> Result<Reply, Reply> {
+async fn status<P: Protocol>(shard: &Shard<P>) -> Result<Reply, Refused> {
     let node = &shard.node;
     let mut shards = Vec::new();
     for of in (0..node.cluster.shards).map(ShardId) {
@@ -153,11 +153,11 @@ fn ownership(owner: &Ownership) -> Value {
     })
 }
 
-async fn owner<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Reply, Reply> {
+async fn owner<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Reply, Refused> {
     Ok(json(&look_up(shard, key).await?.iter().map(ownership).collect::<Vec<_>>()))
 }
 
-async fn look_up<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Option<Ownership>, Reply> {
+async fn look_up<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Option<Ownership>, Refused> {
     let of = shard_of_key(shard, &key);
     match ask(shard, of, Question::Owner(key)).await? {
         Answer::Owners(owners) => Ok(owners.into_iter().next()),
@@ -165,12 +165,12 @@ async fn look_up<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Option<O
     }
 }
 
-async fn owners<P: Protocol>(shard: &Shard<P>, limit: usize, after: Option<Vec<u8>>) -> Result<Reply, Reply> {
+async fn owners<P: Protocol>(shard: &Shard<P>, limit: usize, after: Option<Vec<u8>>) -> Result<Reply, Refused> {
     let first = after.as_ref().map_or(0, |key| shard_of_key(shard, key).0);
     if let Some(key) = &after
         && look_up(shard, key.clone()).await?.is_none()
     {
-        return Err(plain(400, "after: this node has not met that key; begin with the last one of the page before\n"));
+        return Err(refuse(400, "after: this node has not met that key; begin with the last one of the page before\n"));
     }
     let (mut after, mut all) = (after, Vec::new());
     for of in (first..shard.node.cluster.shards).map(ShardId) {
@@ -187,7 +187,7 @@ async fn owners<P: Protocol>(shard: &Shard<P>, limit: usize, after: Option<Vec<u
 }
 
 /// Has this node take a key, and says how that ended.
-async fn steal<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Reply, Reply> {
+async fn steal<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Reply, Refused> {
     let of = shard_of_key(shard, &key);
     let Answer::Taking(taking) = ask(shard, of, Question::Take(key.clone())).await? else {
         unreachable!("an answer is to its question")
@@ -201,7 +201,7 @@ async fn steal<P: Protocol>(shard: &Shard<P>, key: Vec<u8>) -> Result<Reply, Rep
             Some(owner) if owner.leads => return Ok(json(&ownership(&owner))),
             Some(owner) if owner.owner != Some(shard.id()) => {
                 let winner = owner.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
-                return Err(plain(409, &format!("{winner} took it at the same time\n")));
+                return Err(refuse(409, &format!("{winner} took it at the same time\n")));
             }
             _ => Timer::new(TAKING_PAUSE).await,
         };

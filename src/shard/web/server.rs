@@ -81,7 +81,6 @@ async fn serve<P: Protocol + 'static>(shard: &Rc<Shard<P>>, stream: TcpStream) {
         .max_buf_size(HEAD_BYTES_MAX)
         .header_read_timeout(None)
         .title_case_headers(true)
-        .pipeline_flush(true)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut told = false;

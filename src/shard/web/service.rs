@@ -23,6 +23,8 @@ use crate::{
 };
 
 pub(super) type Reply = Response<Full<Bytes>>;
+/// An answer that ends the work on a request.
+pub(super) type Refused = Box<Reply>;
 
 /// Bodies of requests that a shard holds at a time, in bytes, over all connections.
 const BODIES_BYTES_MAX: usize = 64 << 20;
@@ -45,19 +47,19 @@ pub(super) async fn answer<P: Protocol>(
 ) -> Result<Reply, Infallible> {
     watch.enter(Stage::Body, shard.node.now());
     let reply = match route(&shard, &watch, &slot, request).await {
-        Ok(reply) | Err(reply) => reply,
+        Ok(reply) => reply,
+        Err(refused) => *refused,
     };
     watch.enter(Stage::Send, shard.node.now());
     Ok(reply)
 }
 
-/// An answer that is an error is as good as any: the split is for `?`.
 async fn route<P: Protocol>(
     shard: &Rc<Shard<P>>,
     watch: &Watch,
     slot: &Rc<Slot>,
     request: Request<Incoming>,
-) -> Result<Reply, Reply> {
+) -> Result<Reply, Refused> {
     check_host(&request)?;
     let target = Target::parse(request.uri().path(), request.uri().query()).map_err(|error| target_error(&error))?;
     check_method(request.method(), &target)?;
@@ -75,7 +77,7 @@ async fn route<P: Protocol>(
             command(shard, watch, slot, &identity, &key, action).await
         }
         Target::Body => {
-            let asked = http::json_command(&body).map_err(|error| plain(400, &format!("{error}\n")))?;
+            let asked = http::json_command(&body).map_err(|error| refuse(400, &format!("{error}\n")))?;
             let action = asked.value.as_deref().map_or(Action::Get, Action::Put);
             let identity = Identity::of_json(identity, &asked)?;
             command(shard, watch, slot, &identity, &asked.key, action).await
@@ -85,32 +87,32 @@ async fn route<P: Protocol>(
 }
 
 /// HTTP/1.1 has exactly one Host; two of them are a way past a proxy.
-fn check_host(request: &Request<Incoming>) -> Result<(), Reply> {
+fn check_host(request: &Request<Incoming>) -> Result<(), Refused> {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     match (request.version(), hosts) {
         (_, 1) | (Version::HTTP_10 | Version::HTTP_09, 0) => Ok(()),
-        _ => Err(closing(plain(400, &format!("{hosts} Host headers; a request has one\n")))),
+        _ => Err(closing(refuse(400, &format!("{hosts} Host headers; a request has one\n")))),
     }
 }
 
-fn check_method(method: &Method, target: &Target) -> Result<(), Reply> {
+fn check_method(method: &Method, target: &Target) -> Result<(), Refused> {
     let allowed = target.methods();
     if allowed.split(", ").any(|allowed| allowed == method.as_str()) {
         return Ok(());
     }
-    let mut reply = plain(405, &format!("{method} is not for this; it takes {allowed}\n"));
+    let mut reply = refuse(405, &format!("{method} is not for this; it takes {allowed}\n"));
     reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     // Whatever body comes with it is not read.
     Err(closing(reply))
 }
 
-fn target_error(error: &TargetError) -> Reply {
+fn target_error(error: &TargetError) -> Refused {
     let code = match error {
         TargetError::Unknown(_) => 404,
         TargetError::LongKey(_) => 414,
         TargetError::Encoding(_) | TargetError::Query(_) => 400,
     };
-    closing(plain(code, &format!("{error}\n")))
+    closing(refuse(code, &format!("{error}\n")))
 }
 
 /// What bodies a shard holds, given back when the body is gone.
@@ -136,9 +138,10 @@ impl<P> Drop for Held<'_, P> {
 }
 
 /// The whole body, if it is not too long and comes in time.
-async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incoming) -> Result<Bytes, Reply> {
+async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incoming) -> Result<Bytes, Refused> {
     let bytes_max = shard.node.cluster.http.body_bytes_max;
-    let too_long = || closing(plain(413, &format!("the body has more than {bytes_max} bytes (http.body_bytes_max)\n")));
+    let too_long =
+        || closing(refuse(413, &format!("the body has more than {bytes_max} bytes (http.body_bytes_max)\n")));
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_long());
     }
@@ -150,9 +153,9 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
             Poll::Pending => watch.poll_expired(context).map(Err),
         });
         let data = match frame.await {
-            Err(()) => return Err(closing(plain(408, "the request was not whole in time\n"))),
+            Err(()) => return Err(closing(refuse(408, "the request was not whole in time\n"))),
             Ok(None) => break,
-            Ok(Some(Err(error))) => return Err(closing(plain(400, &format!("the body cannot be read: {error}\n")))),
+            Ok(Some(Err(error))) => return Err(closing(refuse(400, &format!("the body cannot be read: {error}\n")))),
             // Trailers say nothing here.
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
@@ -183,29 +186,29 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(headers: &HeaderMap) -> Result<Self, Reply> {
+    fn of(headers: &HeaderMap) -> Result<Self, Refused> {
         let once = |name: &HeaderName| {
             let mut values = headers.get_all(name).iter();
             match (values.next(), values.next()) {
                 (first, None) => Ok(first.cloned()),
-                _ => Err(plain(400, &format!("the header {name} is there twice\n"))),
+                _ => Err(refuse(400, &format!("the header {name} is there twice\n"))),
             }
         };
         let (id, cid) = (once(&ID)?, once(&CID)?);
         let bytes = |value: &Option<HeaderValue>| value.as_ref().map(|value| value.as_bytes().to_vec());
         let pair = http::identity(bytes(&id).as_deref(), bytes(&cid).as_deref());
-        let pair = pair.map_err(|error| plain(400, &format!("{error}\n")))?;
+        let pair = pair.map_err(|error| refuse(400, &format!("{error}\n")))?;
         Ok(Self { id, cid, pair, retry: headers.contains_key(RETRY) })
     }
 
     /// What the body says stands in for headers that are not there.
-    fn of_json(headers: Self, command: &http::JsonCommand) -> Result<Self, Reply> {
+    fn of_json(headers: Self, command: &http::JsonCommand) -> Result<Self, Refused> {
         if headers.id.is_some() || headers.cid.is_some() {
             return Ok(headers);
         }
         let cid = command.command.map(|number| number.to_string());
         let pair = http::identity(Some(command.client.as_bytes()), cid.as_ref().map(String::as_bytes));
-        let pair = pair.map_err(|error| plain(400, &format!("{error}\n")))?;
+        let pair = pair.map_err(|error| refuse(400, &format!("{error}\n")))?;
         let value = |text: &str| HeaderValue::from_str(text).ok().filter(|value| !value.is_empty());
         Ok(Self { id: value(&command.client), cid: cid.and_then(|cid| value(&cid)), pair, ..headers })
     }
@@ -219,10 +222,10 @@ async fn command<P: Protocol>(
     identity: &Identity,
     key: &[u8],
     action: Action<'_>,
-) -> Result<Reply, Reply> {
+) -> Result<Reply, Refused> {
     let op = match action {
         Action::Put(value) if value.len() > VALUE_BYTES_MAX => {
-            return Err(plain(413, &format!("a value has at most {VALUE_BYTES_MAX} bytes; it has {}\n", value.len())));
+            return Err(refuse(413, &format!("a value has at most {VALUE_BYTES_MAX} bytes; it has {}\n", value.len())));
         }
         Action::Put(_) => Op::Put,
         Action::Delete => Op::Delete,
@@ -231,7 +234,7 @@ async fn command<P: Protocol>(
     let asked = Asked { identity: identity.pair, retry: identity.retry, key, action };
     let ticket = Ticket::next(slot);
     let taken = shard.core.borrow_mut().web_request(&asked, ticket.clone());
-    taken.map_err(|error| plain(if key.is_empty() { 400 } else { 414 }, &format!("{error}\n")))?;
+    taken.map_err(|error| refuse(if key.is_empty() { 400 } else { 414 }, &format!("{error}\n")))?;
     shard.wake.notify();
     let outcome = poll_fn(|context| match ticket.poll(context) {
         Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
@@ -245,8 +248,8 @@ async fn command<P: Protocol>(
     }
 }
 
-fn gave_up(outcome: &'static str, text: &str) -> Reply {
-    let mut reply = plain(504, text);
+fn gave_up(outcome: &'static str, text: &str) -> Refused {
+    let mut reply = refuse(504, text);
     reply.headers_mut().insert(OUTCOME, HeaderValue::from_static(outcome));
     reply
 }
@@ -296,6 +299,11 @@ pub(super) fn plain(code: u16, text: &str) -> Reply {
     reply
 }
 
+/// The same, to end the work on a request.
+pub(super) fn refuse(code: u16, text: &str) -> Refused {
+    Box::new(plain(code, text))
+}
+
 /// An answer for programs.
 pub(super) fn json(value: &impl serde::Serialize) -> Reply {
     let text = serde_json::to_vec(value).expect("names, numbers and lists become JSON");
@@ -305,14 +313,14 @@ pub(super) fn json(value: &impl serde::Serialize) -> Reply {
 }
 
 /// It is not possible now.
-pub(super) fn overloaded(text: &str) -> Reply {
-    let mut reply = plain(503, text);
+pub(super) fn overloaded(text: &str) -> Refused {
+    let mut reply = refuse(503, text);
     reply.headers_mut().insert(header::RETRY_AFTER, 1.into());
     reply
 }
 
 /// The connection ends with this answer: what follows on it is not read.
-fn closing(mut reply: Reply) -> Reply {
+fn closing(mut reply: Refused) -> Refused {
     reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }

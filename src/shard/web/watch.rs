@@ -31,7 +31,7 @@ pub(super) enum Stage {
 
 /// What is said to somebody whose head does not end.
 const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n\
-    content-length: 35\r\n\r\nthe request was not whole in time\r\n\n";
+    content-length: 34\r\n\r\nthe request was not whole in time\n";
 
 /// A connection's stage and how long it may last.
 #[derive(Debug)]
