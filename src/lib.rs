@@ -11,6 +11,7 @@
 //! | [`command`] | client commands and their outcomes |
 //! | [`mutant`] | known bugs that the simulator's tests plant, to prove that it finds them |
 //! | [`store`] | the key-value state machine, deterministic, per object |
+//! | [`linear`] | linearizability of what clients saw, for the simulator and the load generator |
 //! | [`quorum`] | quorum systems, asked by question |
 //! | [`config`] | the files that operators write: reading and checking them |
 //! | [`protocol`] | the sans-IO `Protocol` trait and WPaxos behind it |
@@ -33,6 +34,7 @@ pub mod cmd;
 pub mod command;
 pub mod config;
 pub mod failure;
+pub mod linear;
 pub mod local;
 pub mod master;
 pub mod mutant;

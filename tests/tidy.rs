@@ -38,7 +38,7 @@ const UNFINISHED: &[&str] = &[concat!("to", "do!"), concat!("unimpl", "emented!"
 const LAYERS: &[&[&str]] = &[
     &["topology", "tuning", "failure", "mutant"],
     &["command", "quorum"],
-    &["store"],
+    &["store", "linear"],
     &["wire"],
     &["protocol"],
     &["api", "config"],
