@@ -26,8 +26,7 @@ Exit codes:
   2   the command line, the cluster file or the tuning file is wrong
   3   an address is in use
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
-  5   refused: by the peers, because this replica has lost its state and must not vote; by the master, because another
-      replica with this id is alive, or the cluster has no such node
+  5   refused: by the peers (it has lost its state), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
   70  a bug";
 

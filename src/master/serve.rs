@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{config::Template, failure::Failure, topology::NodeSet, tuning::Tuning};
 
-/// Connections at one time; further ones are told so and closed.
+/// Connections at one time; further ones are closed at once, and whoever made them tries again.
 const CONNECTIONS_MAX: usize = 512;
 /// The longest that a connection may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
