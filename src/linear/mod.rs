@@ -6,7 +6,8 @@
 //! the sets of operations that were done, not the sets: two of them are as good as never the same.
 //!
 //! Values are numbers, unique per write, so that a read names its write; [`value_number`] takes them from real values.
-//! Versions, where they are known, make the search short: only one write can have made each.
+//! Versions, where they are known, make the search short: only one write can have made each. Where none is known and
+//! there is nothing but reads and writes, no search is needed (`zones`).
 //!
 //! ```
 //! use wpaxos::{command::Status, linear::{Act, Operation, Outcome, Verdict, check}};
@@ -215,8 +216,13 @@ pub fn check(operations: &[Operation], steps_max: usize) -> Verdict {
     check_from(operations, State::default(), steps_max)
 }
 
-/// The same for an object that has this state before.
+/// The same for an object that has this state before. Where values are unique and nothing but values is known, it takes no
+/// steps.
 pub fn check_from(operations: &[Operation], start: State, steps_max: usize) -> Verdict {
+    zones::check(operations, start).unwrap_or_else(|| search(operations, start, steps_max))
+}
+
+fn search(operations: &[Operation], start: State, steps_max: usize) -> Verdict {
     let mut search = Search::new(operations, start);
     let mut steps = 0;
     loop {
@@ -421,6 +427,8 @@ impl List {
         self.before[next as usize] = member;
     }
 }
+
+mod zones;
 
 #[cfg(test)]
 mod tests;

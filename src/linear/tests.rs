@@ -1,5 +1,7 @@
 //! What the simulator's tests of this search leave out: objects that were used before, and answers without versions.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const STEPS: usize = 100_000;
@@ -110,4 +112,63 @@ fn what_cannot_be_explained_is_found_with_its_beginning() {
 fn values_carry_their_numbers() {
     assert_eq!((value_number(Some(&[7, 0, 0, 0, 0, 0, 0, 0, 9])), value_number(Some(b"short"))), (7, 0));
     assert_eq!(value_number(None), 0);
+}
+
+/// Reads and writes with unique values, executed one after the other at their points; then perhaps spoilt.
+fn register(plan: &[(u8, u64, u64, u8)], swap: Option<(usize, usize)>) -> Vec<Operation> {
+    let (mut value, mut history) = (0, Vec::new());
+    for (place, (kind, before, after, loss)) in (1..).zip(plan) {
+        let (act, seen) = if *kind == 0 { (Act::Put(place), 0) } else { (Act::Get, value) };
+        if *kind == 0 {
+            value = place;
+        }
+        let status = if *kind > 0 && seen == 0 { Status::NotFound } else { Status::Ok };
+        let outcome = if *loss == 0 { Outcome::Unknown } else { Outcome::seen(status, seen) };
+        let point = 1_000_000 * (place + 10);
+        let (called, returned) = (point - 1000 * before - 2 * place, point + 1000 * after + 2 * place + 1);
+        history.push(Operation { act, called, returned, outcome });
+    }
+    if let Some((one, other)) = swap {
+        let (one, other) = (one % history.len(), other % history.len());
+        if history[one].act == Act::Get && history[other].act == Act::Get {
+            (history[one].outcome, history[other].outcome) = (history[other].outcome, history[one].outcome);
+        }
+    }
+    history
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+
+    /// Without a search the verdict is the same as with one.
+    #[test]
+    fn zones_and_search_agree(
+        plan in prop::collection::vec((0..2u8, 0..4000u64, 0..4000u64, 0..6u8), 1..12),
+        swap in prop::option::of((any::<usize>(), any::<usize>())),
+        used: bool,
+    ) {
+        let history = register(&plan, swap);
+        let start = if used { State::before(&history) } else { State::default() };
+        let expected = search(&history, start, STEPS);
+        prop_assert_ne!(expected, Verdict::TooLong);
+        prop_assert_eq!(zones::check(&history, start), Some(expected), "{:?}", history);
+        if swap.is_none() {
+            prop_assert_eq!(expected, Verdict::Linearizable);
+        }
+    }
+}
+
+#[test]
+fn a_hot_key_without_versions_is_decided() {
+    // Sixteen writes at once, a thousand times; of each sixteen the last in the order of execution is read later.
+    let mut history = Vec::new();
+    for round in 0..1000 {
+        let (from, until) = (1000 * round + 1, 1000 * round + 500);
+        history.extend((1..=16).map(|n| put(from + n, until - n, 16 * round + n)));
+        history.push(get(1000 * round + 600, 1000 * round + 700, 16 * round + round % 16 + 1));
+    }
+    assert_eq!(check(&history, 0), Verdict::Linearizable);
+    let last = history.last_mut().unwrap();
+    last.outcome = Outcome::seen(Status::Ok, 5);
+    assert_eq!(check(&history, 0), Verdict::Not);
 }

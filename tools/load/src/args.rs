@@ -303,7 +303,7 @@ pub struct RunArgs {
         help_heading = "Output"
     )]
     pub linearizability_check: Option<bool>,
-    /// Operations of the history that are kept, at 56 bytes each while it is recorded and about 200 when it is checked;
+    /// Operations of the history that are kept, at 64 bytes each while it is recorded and up to 450 when it is checked;
     /// later ones are left out, and the report says so; 1 to 50,000,000 [default: 1000000]
     #[arg(long, value_name = "COUNT", help_heading = "Output")]
     pub history_max: Option<u64>,

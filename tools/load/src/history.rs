@@ -92,6 +92,9 @@ struct Entry {
     ended: Ended,
 }
 
+// As `--history-max` says.
+const _: () = assert!(size_of::<Entry>() == 64);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ended {
     Open,

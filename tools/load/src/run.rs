@@ -121,12 +121,16 @@ impl Layout {
         in_flight / self.lane_count() + usize::from(number < in_flight % self.lane_count())
     }
 
-    /// The requests that lane `number` makes in the measured time, if they are counted. The first lanes make one more, so
-    /// that lanes that go through all keys in turn make each once.
+    /// The requests that lane `number` makes in the measured time, if they are counted: shared out among the lanes that
+    /// make any. The first of them make one more, so that lanes that go through all keys in turn make each once.
     fn budget(&self, number: usize, plan: &Plan) -> Option<u64> {
         let Extent::Requests(requests) = plan.timing.extent else { return None };
-        let lanes = self.lane_count() as u64;
-        Some(requests / lanes + u64::from((number as u64) < requests % lanes))
+        let lanes = match plan.load {
+            Load::Closed { in_flight, .. } if !plan.fills => in_flight.min(self.lane_count()),
+            _ => self.lane_count(),
+        };
+        let (number, lanes) = (number as u64, lanes as u64);
+        Some(if number < lanes { requests / lanes + u64::from(number < requests % lanes) } else { 0 })
     }
 
     /// The lanes of one worker, ready to draw requests. With `run`, values are numbered.
@@ -148,8 +152,7 @@ impl Layout {
             };
             let requests = Requests::new(&plan.workload, &place, run);
             let requests = requests.map_err(|error| RunError::Plan(error.to_string()))?;
-            let budget = self.budget(number, plan).map(|budget| if quota == 0 { 0 } else { budget });
-            Ok(Lane { zone: *zone, requests, quota, budget })
+            Ok(Lane { zone: *zone, requests, quota, budget: self.budget(number, plan) })
         };
         self.lanes.iter().enumerate().map(lane).collect()
     }

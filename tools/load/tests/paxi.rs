@@ -78,7 +78,7 @@ fn a_checked_run_leaves_paxis_files_and_a_spoilt_history_is_refused() {
     // The last read that saw a value says now that there was none; or it names another write.
     let rows = fs::read_to_string(&history).unwrap();
     let is_read = |row: &&str| row.split(',').nth(1) == Some("") && row.split(',').nth(2) != Some("0");
-    let victim = rows.lines().filter(is_read).next_back().expect("half of 3000 are reads");
+    let victim = rows.lines().rfind(is_read).expect("half of 3000 are reads");
     let columns: Vec<&str> = victim.split(',').collect();
     for seen in ["0", "12345"] {
         let spoilt = [columns[0], "", seen, columns[3], columns[4], columns[5]].join(",");
@@ -103,6 +103,17 @@ fn a_checked_run_leaves_paxis_files_and_a_spoilt_history_is_refused() {
     fs::write(&history, "1,2,3\n").unwrap();
     let (code, _, error) = check(&history);
     assert!(code == 1 && error.contains("line 1") && error.contains("expected KEY,INPUT,OUTPUT"), "{error}");
+}
+
+#[test]
+fn all_requests_are_made_however_few_are_in_flight() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("run.json");
+    for (concurrency, threads) in [(1, 1), (2, 1), (5, 4), (100, 2)] {
+        let flags = format!("--target null --N 101 --Concurrency {concurrency} --threads {threads} --quiet");
+        let (code, text, _) = run(&format!("{flags} --json {}", file.display()));
+        assert_eq!((code, &json(&file)["response_us"]["count"]), (0, &101.into()), "{text}");
+    }
 }
 
 #[test]
