@@ -15,7 +15,7 @@ use wpaxos::{
     failure::Failure,
     local::{LocalCluster, LocalHttp, LocalOptions},
     master::{self, MasterArgs, MasterError, Place, Registration},
-    server::{Server, ServerOptions, exit_on_panic, stop_on_signals},
+    server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
     topology::{HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
@@ -249,6 +249,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
         (None, None) => unreachable!("one of the two is required"),
     };
     let tuning = args.tuning.map_or(Ok(tuning), |file| Tuning::load(file).map_err(config_failure))?;
+    raise_open_files_limit(&cluster);
     let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning));
     options.stop = stop;
     let server = Server::start(options)?;
@@ -295,6 +296,7 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         ..LocalOptions::default()
     };
     let local = LocalCluster::start(options)?;
+    raise_open_files_limit(local.cluster());
     print_local(&local);
     local.wait()
 }

@@ -57,7 +57,7 @@ mutants! {
     HomeAfterRestart, "home-after-restart", "A home owner goes on at its home ballot after a restart.";
     PromiseBeforeDurable, "promise-before-durable", "Promises leave before the log has them.";
     PrepareBeforeDurable, "prepare-before-durable", "A Prepare leaves before its own promise is durable.";
-    PrepareOnce, "prepare-once", "A Prepare is never sent again, nor given up.";
+    PrepareOnce, "prepare-once", "A Prepare is never sent again.";
 
     // Phase 2: the owner.
     WithdrawnCommitted, "withdrawn-committed", "The watermark commits withdrawn entries too.";
@@ -94,12 +94,19 @@ mutants! {
     InstallForgetsSessions, "install-forgets-sessions", "A state is installed without its writers' sessions.";
     GapNeverAsked, "gap-never-asked", "A missing slot is waited for, never asked for.";
     OrphansLeft, "orphans-left", "Nobody finishes the entries of dead streams.";
+    WithdrawnLeft, "withdrawn-left", "Nobody finishes entries that were withdrawn though nobody took their object.";
+    DeposedByStateLeft, "deposed-by-state-left", "An owner that a state deposes leaves what it withdrew.";
+    InstalledUntold, "installed-untold", "Who installs a state in phase 1 fills no slot above it, so that others hear nothing.";
+    EndedStreamsFull, "ended-streams-full", "Who remembers enough ended streams of an owner learns of no later one.";
+    CatchUpUnlogged, "catch-up-unlogged", "What a catch-up or a survey brought is there after a restart, but no claim to it.";
+    RaisesUnlogged, "raises-unlogged", "What was refused because of hearsay is accepted by the replay.";
     RestartForgetsPromises, "restart-forgets-promises", "A restart keeps what was accepted, and forgets what was promised.";
     RestartForgetsRefusals, "restart-forgets-refusals", "A restart forgets what was refused.";
     RestartKeepsLead, "restart-keeps-lead", "An owner goes on at its old ballot after a restart.";
 
     // Requests.
     RetryExecutedTwice, "retry-executed-twice", "A command is executed as often as it is decided.";
+    SessionVouches, "session-vouches", "A new session vouches for ids that a dropped one of its client may have executed.";
     RerouteUnmarked, "reroute-unmarked", "What may have been executed is sent again as if it were new.";
     LimboGuessed, "limbo-guessed", "A withdrawn entry's request is told that it was not done.";
     AnswersWaiting, "answers-waiting", "A command taken over from another owner answers a request that waits here.";

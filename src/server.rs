@@ -265,6 +265,26 @@ pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have
+/// few. Warns if they are too few for what the cluster file allows.
+pub fn raise_open_files_limit(cluster: &Cluster) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// For links, native clients and everything else.
+    const SPARE: u64 = 1024;
+    let needed = cluster.http.connections_max as u64 + SPARE;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let limit = if raised.is_ok() { maximum } else { current };
+    if limit.is_some_and(|limit| limit < needed) {
+        tracing::warn!(
+            limit,
+            needed,
+            "few open files are allowed: with http.connections_max so high, HTTP clients may leave none for peers; raise \
+             `ulimit -Hn`, or lower it"
+        );
+    }
+}
+
 fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
     let known: Vec<_> = cluster.nodes.iter().map(|member| member.id.to_string()).collect();
     Failure::Config(format!("the cluster '{}' has no node {id}; it has {}", cluster.name, known.join(", ")))

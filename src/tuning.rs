@@ -119,11 +119,12 @@ pub struct Timers {
     pub suspect_silent_us: u64,
     /// A peer whose link has been down for so long is suspected.
     pub suspect_down_us: u64,
-    /// A phase 1 without its quorum asks again this often.
+    /// A phase 1 without its quorum looks after so long, and ever more rarely, for peers that it has not asked on their present
+    /// connection; orphans of a restarted owner wait as long.
     pub prepare_retry_us: u64,
-    /// The shortest wait of a beaten candidate.
+    /// That wait has a random part, which grows from here,
     pub backoff_min_us: u64,
-    /// The longest wait of a candidate that is beaten again and again.
+    /// and up to here.
     pub backoff_max_us: u64,
     /// A read that waits for confirmation asks again this often.
     pub confirm_retry_us: u64,

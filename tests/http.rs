@@ -273,6 +273,11 @@ fn requests_in_one_piece_or_in_many_are_answered_in_their_order() {
     raw.send("GET /e HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     assert_eq!(raw.answer().text(), "yes");
     assert!(raw.is_closed(), "as it was asked");
+    let mut half = Raw::connect(http[0]);
+    half.send("PUT /half HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx");
+    half.socket.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(half.answer().code, 200, "who asks no more is still answered");
+    assert!(half.is_closed());
     let mut old = Raw::connect(http[0]);
     old.send("GET /c HTTP/1.0\r\n\r\n");
     assert_eq!(old.answer().text(), "abcde");

@@ -31,11 +31,12 @@
 //!
 //! A fault lasts as long as it is told to, at most a year, or until it is healed; several add up, and end one by one.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, thread, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, de::DeserializeOwned};
+use ureq::Timeout;
 
 pub use super::consensus::{Consensus, Held, Verdict, Version};
 use crate::topology::NodeId;
@@ -69,9 +70,19 @@ pub enum AdminError {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
-    /// It cannot be reached, or did not answer in time. What it was asked to do may have happened.
-    #[error("{node} ({address}) does not answer over HTTP: {reason}")]
+    /// It cannot be reached; it was not asked.
+    #[error("{node} ({address}) cannot be reached over HTTP: {reason}")]
     Unreachable {
+        /// Who.
+        node: NodeId,
+        /// Where it was to be asked.
+        address: SocketAddr,
+        /// What went wrong.
+        reason: String,
+    },
+    /// It was reached and did not answer, or not in time. What it was asked to do may have happened.
+    #[error("{node} ({address}) gives no answer over HTTP: {reason}")]
+    NoAnswer {
         /// Who.
         node: NodeId,
         /// Where it was asked.
@@ -366,18 +377,11 @@ impl Admin {
 
     fn ask(&self, node: NodeId, path: &str, post: bool) -> Result<Vec<u8>, AdminError> {
         let address = self.known(node)?.ok_or(AdminError::NoHttp { node })?;
-        let unreachable = |error: ureq::Error| {
-            let reason = match error {
-                ureq::Error::Io(error) => error.to_string(),
-                ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-                other => other.to_string(),
-            };
-            AdminError::Unreachable { node, address, reason }
-        };
         let url = format!("http://{address}{path}");
         let answer = if post { self.agent.post(&url).send_empty() } else { self.agent.get(&url).call() };
-        let (head, mut body) = answer.map_err(unreachable)?.into_parts();
-        let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
+        let (head, mut body) = answer.map_err(|error| failure(node, address, error))?.into_parts();
+        let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let body = body.map_err(|error| failure(node, address, error))?;
         if head.status.is_success() {
             return Ok(body);
         }
@@ -407,10 +411,29 @@ impl OwnerLine {
     }
 }
 
+fn failure(node: NodeId, address: SocketAddr, error: ureq::Error) -> AdminError {
+    let (reached, reason) = match error {
+        ureq::Error::Io(error) => (error.kind() != ErrorKind::ConnectionRefused, error.to_string()),
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => (false, "no connection in time".to_owned()),
+        ureq::Error::Timeout(_) => (true, "no answer in time".to_owned()),
+        ureq::Error::ConnectionFailed => (false, "no connection".to_owned()),
+        other => (true, other.to_string()),
+    };
+    match reached {
+        true => AdminError::NoAnswer { node, address, reason },
+        false => AdminError::Unreachable { node, address, reason },
+    }
+}
+
 /// Straight to the node, whatever proxies the environment names; every status is an answer.
 fn agent(timeout: Duration) -> ureq::Agent {
     let config = ureq::Agent::config_builder().proxy(None).max_redirects(0).max_redirects_will_error(false);
-    config.http_status_as_error(false).timeout_global(Some(timeout)).build().new_agent()
+    config
+        .http_status_as_error(false)
+        .timeout_global(Some(timeout))
+        .timeout_connect(Some(timeout / 2))
+        .build()
+        .new_agent()
 }
 
 /// Seconds as the endpoints take them; 0 is for ever, so no time at all is a very short one.

@@ -15,7 +15,7 @@
 //! | `report`, `exit` | what is printed; exit codes |
 
 use std::{
-    io::{self, BufRead, IsTerminal},
+    io::{self, BufRead, IsTerminal, Write},
     os::unix::ffi::OsStrExt,
     path::Path,
     process::ExitCode,
@@ -67,7 +67,7 @@ pub struct CmdArgs {
     /// The cluster's name, checked before anything is sent; with --config or --master, theirs without it.
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
-    /// The longest that one command may take, or the answer of one node, in milliseconds.
+    /// The longest that one command may take, or the answer of one node, or reaching the cluster, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 6000, value_parser = clap::value_parser!(u64).range(1..))]
     timeout_ms: u64,
     /// Read through the object's log, not by confirming who owns it.
@@ -160,7 +160,8 @@ pub fn run(args: CmdArgs) -> Result<ExitCode, CmdError> {
     };
     code.map(ExitCode::from).inspect_err(|error| {
         if json {
-            println!("{}", json!({"outcome": error.code().1, "error": error.to_string()}));
+            // There is no better place left to complain if this fails.
+            let _ = writeln!(io::stdout(), "{}", json!({"outcome": error.code().1, "error": error.to_string()}));
         }
     })
 }

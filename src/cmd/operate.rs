@@ -6,7 +6,7 @@ use comfy_table::{Table, presets::NOTHING};
 use serde_json::{Map, Value, json};
 
 use super::{
-    exit::{NEGATIVE, OK, REFUSED, code_of_admin},
+    exit::{NEGATIVE, OK, REFUSED, code_of_admin, code_of_order},
     report::{Report, put_bytes, quoted},
 };
 use crate::{
@@ -315,7 +315,10 @@ pub(super) fn steal(admin: &Admin, node: NodeId, key: &[u8]) -> Report {
             .with("ballot", ballot.as_str())
             .with("steals", steals)
             .text(format!("done: {node} leads {} at ballot {ballot}", quoted(key))),
-        Err(error) => failed(&error),
+        Err(error) => {
+            let (code, outcome) = code_of_order(&error);
+            Report::failed(code, outcome, &error.to_string())
+        }
     }
 }
 
@@ -337,7 +340,7 @@ pub(super) fn faults(answers: Answers<()>) -> Report {
                 rows.push(json!({"node": node.to_string(), "outcome": "done"}));
             }
             Err(error) => {
-                let (code, outcome) = code_of_admin(&error);
+                let (code, outcome) = code_of_order(&error);
                 rows.push(json!({"node": node.to_string(), "outcome": outcome, "error": error.to_string()}));
                 report = report.failing(code, outcome).note(format!("error: {error}"));
             }

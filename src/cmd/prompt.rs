@@ -103,6 +103,7 @@ pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'
         // There is none the first time.
         let _ = editor.load_history(file);
     }
+    let mut unsaved = None;
     loop {
         let line = match editor.readline(&prompt) {
             Ok(line) => line,
@@ -110,6 +111,9 @@ pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'
             Err(ReadlineError::Eof) => break,
             Err(error) => return Err(error.into()),
         };
+        // At once, and behind what other prompts have written meanwhile.
+        let saved = file.map_or(Ok(()), |file| append(&mut editor, file));
+        unsaved = saved.err().or(unsaved);
         match step(line.as_bytes()) {
             Step::Nothing => {}
             Step::Exit => break,
@@ -117,19 +121,16 @@ pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'
             Step::Execute(verb) => drop(execute(session, &verb).print(to)?),
         }
     }
-    if let Some(file) = file {
-        save(&mut editor, file);
+    if let (Some(file), Some(error)) = (file, unsaved) {
+        let file = file.display();
+        eprintln!("lines were not saved in {file}: {error}; with --no-history-file it is not tried");
     }
     Ok(OK)
 }
 
-fn save(editor: &mut Editor<Completion, FileHistory>, file: &Path) {
-    let directory = file.parent().unwrap_or(Path::new("."));
-    let saved =
-        std::fs::create_dir_all(directory).map_err(ReadlineError::from).and_then(|()| editor.save_history(file));
-    if let Err(error) = saved {
-        eprintln!("cannot save the lines typed in {}: {error}; --no-history-file does not try", file.display());
-    }
+fn append(editor: &mut Editor<Completion, FileHistory>, file: &Path) -> Result<(), ReadlineError> {
+    std::fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+    editor.append_history(file)
 }
 
 /// Where typed lines are kept: below `XDG_STATE_HOME`, or else `~/.local/state`.

@@ -57,6 +57,7 @@ impl Session {
         options.cluster = args.cluster.clone().or(options.cluster);
         options.zone = args.zone;
         options.request_timeout = Duration::from_millis(args.timeout_ms);
+        options.connect_timeout = options.request_timeout;
         options.read = if args.log_reads { ReadMode::Log } else { ReadMode::Confirm };
         Ok(Self { options, members, client: None, admin: None })
     }

@@ -26,7 +26,7 @@ fn parse(words: &[&str]) -> Result<CmdArgs, clap::Error> {
 /// Exit code and standard output of `wpaxos cmd` with these words, against `fake`.
 fn cmd(fake: &Fake, words: &[&str], input: &str) -> (u8, String) {
     let seed = fake.addresses[0].to_string();
-    let target = ["--seed", &seed, "--timeout-ms", "300"];
+    let target = ["--seed", &seed, "--timeout-ms", "1000"];
     run(&[&target, words].concat(), input).unwrap()
 }
 
@@ -241,6 +241,7 @@ fn faults_are_injected_where_they_should_be() {
     let nodes = Nodes::start(3, true, |_, what| match what {
         "GET /crash?t=7" => Said::Answer(403, "[faults] allowed is false".to_owned()),
         "GET /crash?t=8" => Said::Answer(400, "no such time".to_owned()),
+        "GET /crash?t=9" => Said::Raw(""),
         _ => ok("{}"),
     });
     for (line, printed, asked) in [
@@ -259,6 +260,7 @@ fn faults_are_injected_where_they_should_be() {
     for (line, code) in [
         ("crash 1.1 7", REFUSED),
         ("crash 1.1 8", USAGE),
+        ("crash 1.1 9", AMBIGUOUS),
         ("crash 9.9 5", USAGE),
         ("drop 1.1 1.1 5", USAGE),
         ("flaky 1.1 2.1 2 5", USAGE),

@@ -281,3 +281,131 @@ fn next_unit(random: &mut u64) -> f64 {
     *random ^= *random << 17;
     (*random >> 11) as f64 / (1u64 << 53) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, io, io::IoSlice};
+
+    use super::*;
+    use crate::{
+        api::http::{FaultOrder, Injection},
+        shard::{connection::Socket, faults::Faults},
+        topology::Cluster,
+    };
+
+    const PEER: NodeIndex = NodeIndex(1);
+
+    /// Takes so many bytes and no more, and knows whether it was shut down.
+    #[derive(Clone, Debug, Default)]
+    struct Sink {
+        takes: Rc<Cell<usize>>,
+        taken: Rc<std::cell::RefCell<Vec<u8>>>,
+        closed: Rc<Cell<bool>>,
+    }
+
+    impl Socket for Sink {
+        fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+            let taken = all.len().min(self.takes.get());
+            self.takes.set(self.takes.get() - taken);
+            self.taken.borrow_mut().extend_from_slice(&all[..taken]);
+            Ok(taken)
+        }
+
+        fn set_buffers(&self, _: usize, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn shutdown(&self) {
+            self.closed.set(true);
+        }
+    }
+
+    struct Bench {
+        links: Links,
+        sink: Sink,
+        faults: Faults,
+        cluster: Cluster,
+        counters: Counters,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let address = |port| vec![std::net::SocketAddr::from(([127, 0, 0, 1], port))];
+            let cluster = Cluster::local("test", vec![vec![address(1), address(2)]]);
+            let (mut links, sink) = (Links::new(NodeIndex(0), vec![0; 2], 1 << 20), Sink::default());
+            sink.takes.set(usize::MAX);
+            links.up(PEER, Rc::new(Connection::new(Box::new(sink.clone()), ([127, 0, 0, 1], 2).into())));
+            Self { links, sink, faults: Faults::default(), cluster, counters: Counters::default() }
+        }
+
+        fn inject(&mut self, now: u64, what: Injection, for_us: Option<u64>) {
+            let order = FaultOrder { what, for_us };
+            self.faults.inject(Micros(now), NodeIndex(0), &self.cluster, order).unwrap();
+            self.refresh(now);
+        }
+
+        fn refresh(&mut self, now: u64) {
+            if let Some(before) = self.links.faults().refresh(Micros(now), &self.faults, &self.cluster) {
+                self.links.faults_changed(&before);
+            }
+        }
+
+        /// Queues a frame and sends what may go; what has gone until now.
+        fn push(&mut self, now: u64, frame: &'static [u8]) -> String {
+            let send = Send { to: PEER, frame: Bytes::from_static(frame), after: RecordId(0) };
+            self.links.push(Micros(now), send, RecordId(0), &mut self.counters);
+            self.run(now)
+        }
+
+        fn run(&mut self, now: u64) -> String {
+            self.links.release(Micros(now));
+            self.links.send(&mut self.counters);
+            String::from_utf8_lossy(&self.sink.taken.borrow()).into_owned()
+        }
+
+        fn peer(&self) -> crate::topology::NodeId {
+            self.cluster.member(PEER).id
+        }
+    }
+
+    #[test]
+    fn a_cut_lets_nothing_through_until_the_link_is_a_new_one() {
+        let mut bench = Bench::new();
+        bench.sink.takes.set(4);
+        assert_eq!(bench.push(0, b"first."), "firs");
+        bench.inject(0, Injection::Drop(bench.peer()), Some(100));
+        bench.sink.takes.set(usize::MAX);
+        assert_eq!(bench.push(50, b"second."), "firs", "not even the rest of a frame");
+        assert!(!bench.sink.closed.get(), "the peer sees silence");
+        bench.refresh(100);
+        assert!(bench.sink.closed.get(), "both sides start over");
+        assert_eq!(bench.push(101, b"third."), "firs", "on this connection nothing may follow");
+        assert!(bench.links.down(PEER));
+        bench.links.up(PEER, Rc::new(Connection::new(Box::new(bench.sink.clone()), ([127, 0, 0, 1], 2).into())));
+        assert_eq!(bench.push(102, b"fourth."), "firsfourth.");
+    }
+
+    #[test]
+    fn a_slow_link_keeps_its_order_also_when_it_is_fast_again() {
+        let mut bench = Bench::new();
+        bench.inject(0, Injection::Slow(bench.peer(), 1000), Some(50));
+        assert_eq!(bench.push(0, b"first."), "");
+        bench.refresh(50);
+        assert_eq!(bench.push(60, b"second."), "", "it must not overtake");
+        assert_eq!(bench.links.next_release(), Some(Micros(1000)));
+        assert_eq!(bench.run(999), "");
+        assert_eq!(bench.run(1000), "first.second.");
+        assert_eq!((bench.push(1001, b"third."), bench.links.next_release()), ("first.second.third.".to_owned(), None));
+    }
+
+    #[test]
+    fn a_flaky_link_loses_the_connection_with_the_frame() {
+        let mut bench = Bench::new();
+        bench.inject(0, Injection::Flaky(bench.peer(), 0.0), None);
+        assert_eq!(bench.push(0, b"first."), "first.");
+        bench.inject(0, Injection::Flaky(bench.peer(), 1.0), None);
+        assert_eq!(bench.push(1, b"second."), "first.");
+        assert!(bench.sink.closed.get());
+    }
+}

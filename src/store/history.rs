@@ -70,8 +70,21 @@ impl History {
     }
 
     /// What is kept of an object, the oldest first.
-    pub fn of(&self, object: u32) -> impl Iterator<Item = &Version> {
+    pub fn of(&self, object: u32) -> impl DoubleEndedIterator<Item = &Version> {
         self.objects.get(object as usize).into_iter().flatten()
+    }
+
+    /// The newest versions of an object, the oldest of them first, with about `bytes_max` bytes of values and at least one.
+    pub fn newest_of(&self, object: u32, bytes_max: usize) -> Vec<Version> {
+        let mut bytes = 0;
+        let newest = self.of(object).rev().take_while(|version| {
+            let fits = bytes <= bytes_max;
+            bytes += cost(version.value.as_deref());
+            fits
+        });
+        let mut newest: Vec<Version> = newest.cloned().collect();
+        newest.reverse();
+        newest
     }
 
     /// Bytes that it takes.
@@ -115,6 +128,8 @@ mod tests {
         history.note(7, 7, None);
         let kept: Vec<_> = history.of(7).map(|version| version.value.as_deref()).collect();
         assert_eq!(kept, [Some([5].as_slice()), Some([6].as_slice()), None]);
+        let newest: Vec<u64> = history.newest_of(7, ENTRY_BYTES).iter().map(|version| version.version).collect();
+        assert_eq!((newest, history.newest_of(7, 0).len(), history.newest_of(7, 1 << 20).len()), (vec![6, 7], 1, 3));
         assert!(versions(&history, 0).is_empty() && versions(&history, 99).is_empty());
     }
 

@@ -12,9 +12,9 @@ const PARAMETERS_MAX: usize = 16;
 const SECONDS_MAX: f64 = 31_536_000.0;
 /// The longest delay of a link, in milliseconds.
 const SLOW_MS_MAX: f64 = 60_000.0;
-/// Owners in one answer, unless it asks for another number; and at the most.
+/// Owners in one answer, unless it asks for another number; and at the most, whatever it asks for.
 const OWNERS: usize = 100;
-const OWNERS_MAX: usize = 10_000;
+const OWNERS_MAX: usize = 1000;
 
 /// What a request asks for. Reserved paths are recognised before percent-decoding, so that a key with such a name is
 /// reached by encoding any of its characters.
@@ -306,8 +306,9 @@ impl<'a> Query<'a> {
         let after = self.take("after").map(checked_key).transpose()?;
         let limit = match self.parameters.is_empty() {
             true => OWNERS,
-            false => self.number("limit", "100", 1.0, OWNERS_MAX as f64)? as usize,
+            false => self.number("limit", "100", 1.0, f64::from(u32::MAX))? as usize,
         };
+        let limit = limit.min(OWNERS_MAX);
         Ok(Target::Owners { limit, after })
     }
 }
@@ -360,6 +361,7 @@ mod tests {
             ("/heal", Target::Heal),
             ("/_/status", Target::Status),
             ("/_/owners", Target::Owners { limit: OWNERS, after: None }),
+            ("/_/owners?limit=1000000", Target::Owners { limit: OWNERS_MAX, after: None }),
             ("/_/owners?limit=7&after=k", Target::Owners { limit: 7, after: Some(b"k".to_vec()) }),
             ("/_/owners?key=k", Target::Owner(b"k".to_vec())),
             ("/_/steal?key=k", Target::Steal(b"k".to_vec())),
@@ -390,7 +392,7 @@ mod tests {
             ("/flaky?id=1.2&p=2&t=1", "p=2 must be a number from 0 to 1"),
             ("/partition?ids=1.1,&t=1", "ids: '' is not a node id"),
             ("/partition?ids=1.1&t=1&way=up", "way is both, in or out"),
-            ("/_/owners?limit=0", "limit=0 must be a number from 1 to 10000"),
+            ("/_/owners?limit=0", "limit=0 must be a number from 1 to"),
             ("/_/owners?key=a&after=b", "after does not go with key"),
         ] {
             let error = parse(text).expect_err(text).to_string();

@@ -117,12 +117,12 @@ fn a_node_that_fails_costs_one_call_and_says_why() {
     let admin = fake.admin();
     let refused = AdminError::Refused { node: A, status: 403, reason: "it does not say why".to_owned() };
     assert_eq!(admin.crash(A, None), Err(refused));
-    assert!(matches!(admin.crash(B, None), Err(AdminError::Unreachable { node: B, .. })));
+    assert!(matches!(admin.crash(B, None), Err(AdminError::NoAnswer { node: B, .. })));
     assert!(matches!(admin.status(C), Err(AdminError::Malformed { node: C, .. })));
 
     let silent = FakeHttp::start(1, |_, _| Said::Nothing);
     let error = silent.admin().with_timeout(Duration::from_millis(50)).status(A).unwrap_err();
-    assert!(error.to_string().ends_with("does not answer over HTTP: no answer in time"), "{error}");
+    assert!(error.to_string().ends_with("gives no answer over HTTP: no answer in time"), "{error}");
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = Admin::new(vec![(A, gone)]).status(A).unwrap_err();
     assert!(matches!(error, AdminError::Unreachable { address, .. } if address == gone), "{error}");

@@ -145,7 +145,7 @@ impl WPaxos {
                 let led = self.objects[object].leading().is_some();
                 self.depose(now, object);
                 self.install(object, applied, state);
-                if led {
+                if led && !self.config.has(Mutant::DeposedByStateLeft) {
                     // There is no rival who will decide what was just withdrawn.
                     self.orphan_tail(now, object);
                 }
@@ -192,7 +192,9 @@ impl WPaxos {
         if inbound.id == Some(body.stream) && inbound.behind_from >= body.to_seq.get() {
             inbound.behind_from = 0;
             // Should the owner die, nobody could tell this node again after a restart, nor it others.
-            self.log_received(from, frame);
+            if !self.config.has(Mutant::CatchUpUnlogged) {
+                self.log_received(from, frame);
+            }
         }
         Ok(())
     }

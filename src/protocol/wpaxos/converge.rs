@@ -156,6 +156,9 @@ impl WPaxos {
     /// Its owner has withdrawn an entry, which is for the next owner to decide. Should nobody become that, or die before it
     /// has, the slot may have been decided at an earlier ballot all the same.
     pub(super) fn orphan_withdrawn(&mut self, now: Micros, object: ObjectIndex, slot: u64, ballot: Ballot) {
+        if self.config.has(Mutant::WithdrawnLeft) {
+            return;
+        }
         let entry = self.objects[object].tail.get_mut(slot);
         if entry.is_some_and(|entry| entry.ballot == ballot && !entry.decided) {
             let delay = self.config.timers.orphan_delay_us * (1 + self.orphan_rank(now));
@@ -257,7 +260,9 @@ impl WPaxos {
                 return false;
             }
             let current = current.then(|| inbound.effective());
-            let forgotten = self.converge.is_forgotten(owner, their.stream);
+            let full = self.converge.ended[owner.index()].len() >= ENDED_MAX;
+            let forgotten =
+                self.converge.is_forgotten(owner, their.stream) || (full && self.config.has(Mutant::EndedStreamsFull));
             match self.converge.up_to(owner, their.stream).max(current) {
                 Some(mine) => mine < their.up_to.get(),
                 None => !forgotten && their.up_to.get() > 0,
@@ -323,6 +328,9 @@ impl WPaxos {
     /// A survey that has ended, in this node's own log: whom it learned from may be gone when it comes back, and others may
     /// need to learn from it.
     fn log_reached(&mut self, reached: &[Reached]) {
+        if self.config.has(Mutant::CatchUpUnlogged) {
+            return;
+        }
         let head = CompareHead { answers: 0, settled: 1, reserved: [0; 2] };
         let body = [head.as_bytes(), reached.as_bytes()].concat();
         self.log_own(wire::frame(Kind::Compare, self.config.shard, self.config.version, &body));

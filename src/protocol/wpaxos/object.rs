@@ -86,6 +86,11 @@ impl Object {
         if config.has(Mutant::RetryExecutedTwice) {
             self.state.recent = None;
         }
+        if config.has(Mutant::SessionVouches)
+            && let Some(recent) = &mut self.state.recent
+        {
+            recent.sessions.iter_mut().for_each(|session| session.blind_below = 0);
+        }
         self.applied = slot;
         self.state.execute(slot, command)
     }

@@ -206,7 +206,7 @@ impl WPaxos {
             let answered = if wrongly { preparing.waiting.pop() } else { None };
             self.take_over_slot(now, object, slot, reported, answered.unwrap_or(RequestKey::NONE));
         }
-        if installed && highest == applied {
+        if installed && highest == applied && !self.config.has(Mutant::InstalledUntold) {
             // Whose stream decided what was installed may have ended: others that lack it learn so from a slot above it.
             let Role::Leading(leading) = &mut self.objects[object].role else { unreachable!("it leads") };
             leading.next_slot += 1;

@@ -29,7 +29,10 @@ impl WPaxos {
     /// was refused, the refusal would stand no more, and the owner would count a vote that nobody's phase 1 has seen.
     pub(super) fn log_raises(&mut self) {
         self.log_prepares();
-        let heard = std::mem::take(&mut self.heard);
+        let mut heard = std::mem::take(&mut self.heard);
+        if self.config.has(Mutant::RaisesUnlogged) {
+            heard.clear();
+        }
         let mut body = std::mem::take(&mut self.scratch_bytes);
         for (number, (object, ballot)) in heard.iter().enumerate() {
             let key = &self.objects[*object].key;

@@ -6,6 +6,9 @@ use crate::{
     store::Version,
 };
 
+/// Bytes of values in one answer about an object's history: the newest ones.
+const HISTORY_ANSWER_BYTES: usize = 4 << 20;
+
 impl WPaxos {
     /// Notes in the history what an object is now, if there is one.
     pub(super) fn note_version(&mut self, object: ObjectIndex) {
@@ -17,7 +20,8 @@ impl WPaxos {
 
     pub(super) fn versions_of(&self, key: &[u8]) -> Option<Vec<Version>> {
         let history = self.history.as_ref()?;
-        Some(self.objects.find(key).map_or_else(Vec::new, |object| history.of(object.0).cloned().collect()))
+        let object = self.objects.find(key);
+        Some(object.map_or_else(Vec::new, |object| history.newest_of(object.0, HISTORY_ANSWER_BYTES)))
     }
 
     pub(super) fn ownership_of(&self, object: ObjectIndex) -> Ownership {

@@ -39,6 +39,8 @@ pub(super) struct Web {
     first: super::notify::Notify,
     /// Bytes of request bodies in memory.
     body_bytes: Cell<usize>,
+    /// Bytes of answers that are being sent.
+    answer_bytes: Rc<Cell<usize>>,
     /// Received bytes pass through it.
     scratch: RefCell<Vec<u8>>,
     /// The shard stops: connections end with the answer that is under way.

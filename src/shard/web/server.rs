@@ -70,8 +70,13 @@ async fn serve<P: Protocol + 'static>(shard: &Rc<Shard<P>>, stream: TcpStream) {
     let settings = &shard.node.cluster.http;
     let stream = Rc::new(RefCell::new(stream));
     let now = shard.node.now();
-    let watch = Watch::new(Rc::clone(&stream), now, settings.idle_timeout_us, settings.request_timeout_us);
-    let watch = Rc::new(watch);
+    let watch = Rc::new(Watch::new(
+        Rc::clone(&stream),
+        Rc::clone(&shard.web.answer_bytes),
+        now,
+        settings.idle_timeout_us,
+        settings.request_timeout_us,
+    ));
     let key = shard.web.insert(Rc::clone(&watch));
     shard.core.borrow_mut().counters.web_connections += 1;
     let io = Io { shard: Rc::clone(shard), stream: Rc::clone(&stream), watch: Rc::clone(&watch) };
@@ -80,6 +85,7 @@ async fn serve<P: Protocol + 'static>(shard: &Rc<Shard<P>>, stream: TcpStream) {
     let connection = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .header_read_timeout(None)
+        .half_close(true)
         .title_case_headers(true)
         .serve_connection(io, service);
     let mut connection = pin!(connection);

@@ -29,6 +29,9 @@ pub(super) type Refused = Box<Reply>;
 /// Bodies of requests that a shard holds at a time, in bytes, over all connections.
 const BODIES_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes of answers that a shard sends at a time, over all connections.
+const ANSWERS_BYTES_MAX: usize = 64 << 20;
+
 const ID: HeaderName = HeaderName::from_static("id");
 const CID: HeaderName = HeaderName::from_static("cid");
 const RETRY: HeaderName = HeaderName::from_static("retry");
@@ -49,6 +52,11 @@ pub(super) async fn answer<P: Protocol>(
     let reply = match route(&shard, &watch, &slot, request).await {
         Ok(reply) => reply,
         Err(refused) => *refused,
+    };
+    let bytes = reply.body().size_hint().exact().unwrap_or(0) as usize;
+    let reply = match watch.hold_answer(bytes, ANSWERS_BYTES_MAX) {
+        true => reply,
+        false => *overloaded("too many large answers at a time\n"),
     };
     watch.enter(Stage::Send, shard.node.now());
     Ok(reply)

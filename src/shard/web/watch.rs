@@ -39,21 +39,35 @@ pub(super) struct Watch {
     stream: Rc<RefCell<TcpStream>>,
     stage: Cell<Stage>,
     deadline: Cell<Micros>,
+    /// When the last answer has to be sent.
+    send_by: Cell<Micros>,
     idle_us: u64,
     request_us: u64,
     /// The stage took too long, and the service is to say so.
     expired: Cell<bool>,
     /// No request is read any more.
     stopped: Cell<bool>,
+    /// Bytes of the answer that is being sent, and those of all connections.
+    answer_bytes: Cell<usize>,
+    all_answer_bytes: Rc<Cell<usize>>,
     /// Wakes the connection's task.
     waker: RefCell<Option<Waker>>,
 }
 
 impl Watch {
-    pub(super) fn new(stream: Rc<RefCell<TcpStream>>, now: Micros, idle_us: u64, request_us: u64) -> Self {
+    pub(super) fn new(
+        stream: Rc<RefCell<TcpStream>>,
+        all_answer_bytes: Rc<Cell<usize>>,
+        now: Micros,
+        idle_us: u64,
+        request_us: u64,
+    ) -> Self {
         Self {
+            answer_bytes: Cell::new(0),
+            all_answer_bytes,
             stream,
             stage: Cell::new(Stage::Idle),
+            send_by: Cell::new(now),
             deadline: Cell::new(now.plus(idle_us)),
             idle_us,
             request_us,
@@ -81,14 +95,34 @@ impl Watch {
         self.expired.set(false);
     }
 
+    /// Counts an answer that is about to be sent; false if there are too many bytes of answers already.
+    pub(super) fn hold_answer(&self, bytes: usize, all_max: usize) -> bool {
+        self.drop_answer();
+        if bytes > 0 && self.all_answer_bytes.get() + bytes > all_max {
+            return false;
+        }
+        self.answer_bytes.set(bytes);
+        self.all_answer_bytes.set(self.all_answer_bytes.get() + bytes);
+        true
+    }
+
+    /// The answer was sent, or never will be.
+    fn drop_answer(&self) {
+        self.all_answer_bytes.set(self.all_answer_bytes.get() - self.answer_bytes.take());
+    }
+
     /// The socket took everything that it was offered, or not.
     pub(super) fn sent(&self, everything: bool, now: impl FnOnce() -> Micros) {
         match (self.stage.get(), everything) {
-            (Stage::Send, true) => self.enter(Stage::Idle, now()),
-            // More of an answer: it has the time that is left to it, however fast it went until now.
+            (Stage::Send, true) => {
+                self.send_by.set(self.deadline.get());
+                self.drop_answer();
+                self.enter(Stage::Idle, now());
+            }
+            // There was more of the answer: it has the time that it had, however fast it went until now.
             (Stage::Idle, false) => {
-                let began = Micros(self.deadline.get().0.saturating_sub(self.idle_us));
-                self.enter(Stage::Send, began);
+                self.stage.set(Stage::Send);
+                self.deadline.set(self.send_by.get());
             }
             _ => {}
         }
@@ -156,5 +190,11 @@ impl Watch {
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());
         }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.drop_answer();
     }
 }

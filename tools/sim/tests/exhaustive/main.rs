@@ -47,7 +47,28 @@ use wpaxos::mutant::Mutant;
 /// Bugs that are planted, each with a world in which it shows.
 /// `PromiseWithoutDecided` is not among them: it takes a decided slot above a gap, which three writes, three owners and a
 /// lost node make, and 3 million steps into that world have not met it. `where_planted_bugs_show` looks for the others.
-const PLANTED: &[(Mutant, &str)] = &[(Mutant::QuorumAsTotal, "g_zones_that_never_hear_each_other")];
+const PLANTED: &[(Mutant, &str)] = &[
+    (Mutant::QuorumAsTotal, "g_halves_that_never_hear_each_other"),
+    (Mutant::Phase2OneShort, "b_two_losses_where_both_zones_accept"),
+    (Mutant::SentCountsAsAcked, "b_two_losses_where_both_zones_accept"),
+    (Mutant::BallotsWithoutNode, "b_two_losses_where_both_zones_accept"),
+    (Mutant::OwnTailForgotten, "b_two_losses_where_both_zones_accept"),
+    (Mutant::WithdrawnCommitted, "b_two_losses_where_both_zones_accept"),
+    (Mutant::RefusalsAfterAck, "b_two_losses_where_both_zones_accept"),
+    (Mutant::RefusalsNotSent, "b_two_losses_where_both_zones_accept"),
+    (Mutant::RefusalsOnce, "b_two_losses_where_both_zones_accept"),
+    (Mutant::ResumeWithoutRefusals, "b_two_losses_where_both_zones_accept"),
+    (Mutant::ResumeAcksOneMore, "b_two_losses_where_both_zones_accept"),
+    (Mutant::ResumeOneLate, "b_two_losses_where_both_zones_accept"),
+    (Mutant::AcceptBelowPromised, "b_two_losses_where_both_zones_accept"),
+    (Mutant::AcceptDoesNotRaise, "b_two_losses_where_both_zones_accept"),
+    (Mutant::CommitWaits, "b_two_losses_where_both_zones_accept"),
+    (Mutant::ForwardLeft, "b_two_losses_where_both_zones_accept"),
+    (Mutant::RetryExecutedTwice, "f_a_read_against_a_steal_and_a_loss"),
+    (Mutant::SilentObjection, "f_reads_against_a_steal"),
+    (Mutant::AckBeforeDurable, "a_steal_with_a_slow_log_where_both_zones_accept"),
+    (Mutant::OwnAcceptBeforeDurable, "a_steal_with_a_slow_log_where_both_zones_accept"),
+];
 
 /// More steps than a search for a planted bug may take, and than one for the shortest path to it.
 const HUNTED_MAX: usize = 3_000_000;

@@ -58,7 +58,7 @@ pub struct Setup {
     pub ticks: u8,
     /// Whether records become durable by steps of their own, not at once.
     pub slow_log: bool,
-    /// Pairs of nodes that never hear each other: their frames take for ever.
+    /// Pairs of nodes that never hear each other once all have met: their frames take for ever.
     pub deaf: Vec<(usize, usize)>,
     /// What must be seen.
     pub sights: Vec<Sight>,
