@@ -322,6 +322,53 @@ fn a_lower_ballot_is_rejected_with_the_one_that_beat_it() {
 }
 
 #[test]
+fn a_prepare_is_repeated_on_new_connections_only() {
+    let mut bench = Bench::three();
+    bench.ask(0, 1, Action::Put(b"a"));
+    let prepares = |bench: &mut Bench, to| of_kind(&bench.take(0, to), Kind::Prepare).len();
+    assert_eq!((prepares(&mut bench, 1), prepares(&mut bench, 2)), (1, 1));
+    for _ in 0..20 {
+        bench.pass(100_000);
+    }
+    assert_eq!((prepares(&mut bench, 1), prepares(&mut bench, 2)), (0, 0), "the links last: it is under way");
+    bench.cut(0, 2);
+    bench.connect(0, 2);
+    bench.pass(1000);
+    assert_eq!((prepares(&mut bench, 1), prepares(&mut bench, 2)), (0, 1));
+    bench.pass(1_000_000);
+    assert_eq!(prepares(&mut bench, 2), 0);
+    bench.cut(0, 1);
+    bench.connect(0, 1);
+    bench.settle();
+    assert!(bench.leads(0), "however long it took");
+}
+
+#[test]
+fn an_overtaken_offer_tells_of_the_newer_ballot() {
+    let mut bench = Bench::three();
+    bench.ask(0, 1, Action::Put(b"a"));
+    bench.settle();
+    let offer = |ballot: Ballot| {
+        let body = [super::read::key_ballot_head(ballot, b"k").as_bytes(), b"k"].concat();
+        wire::parse(wire::frame(Kind::Handover, 0, 1, &body)).unwrap()
+    };
+    bench.give(2, 1, &offer(ballot(1, 1, 1)));
+    assert_eq!(bench.promised(1), ballot(2, 1, 2), "an offer is followed");
+    bench.settle();
+    assert!(bench.leads(1));
+    bench.give(2, 1, &offer(ballot(2, 1, 2)));
+    assert!(bench.leads(1), "an owner has nothing to take over");
+    bench.give(2, 1, &offer(ballot(1, 1, 1)));
+    let reject = of_kind(&bench.take(1, 2), Kind::Reject).remove(0);
+    assert_eq!(Reader::new(&reject).take::<RejectHead>().unwrap().higher.get(), ballot(2, 1, 2).number);
+    // An owner that has restarted leads no more: asked at whatever ballot, it takes its object again.
+    bench.nodes[1].depose(bench.now, super::ObjectIndex(0));
+    bench.give(2, 1, &offer(ballot(1, 1, 1)));
+    bench.settle();
+    assert!(bench.leads(1) && bench.promised(1) > ballot(2, 1, 2));
+}
+
+#[test]
 fn accepting_raises_the_promise() {
     let mut bench = Bench::three();
     bench.give(0, 1, &batch(0, 1, &[(1, ballot(5, 1, 1), b"a")]));
