@@ -16,7 +16,7 @@
 //! | [`config`] | the files that operators write: reading and checking them |
 //! | [`protocol`] | the sans-IO `Protocol` trait and WPaxos behind it |
 //! | [`wire`] | frames: headers, checksums, splitting a byte stream without copying it |
-//! | [`api`] | what clients speak: native frames |
+//! | [`api`] | what clients speak: native frames, HTTP |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
 //! | [`server`], [`local`] | one replica; a whole cluster in one process |
 //! | [`master`] | hands one configuration to all replicas and clients that ask for it |

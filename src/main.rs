@@ -15,7 +15,7 @@ use wpaxos::{
     failure::Failure,
     local::{LocalCluster, LocalHttp, LocalOptions},
     master::{self, MasterArgs, MasterError, Place, Registration},
-    server::{Server, ServerOptions, exit_on_panic, stop_on_signals},
+    server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
     topology::{HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
@@ -26,8 +26,7 @@ Exit codes:
   2   the command line, the cluster file or the tuning file is wrong
   3   an address is in use
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
-  5   refused: by the peers, because this replica has lost its state and must not vote; by the master, because another
-      replica with this id is alive, or the cluster has no such node
+  5   refused: by the peers (it has lost its state), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
   70  a bug";
 
@@ -81,10 +80,10 @@ struct ServerArgs {
     master: Option<String>,
     /// With --master: where this replica listens and others reach it [default: the IP by which this machine reaches the
     /// master, and a port that the master chooses]
-    #[arg(long, value_name = "IP[:PORT]", requires = "master")]
+    #[arg(long, value_name = "IP[:PORT]", requires = "master", conflicts_with = "config")]
     address: Option<Place>,
     /// With --master: where it serves HTTP [default: the IP of --address, and a port that the master chooses]
-    #[arg(long, value_name = "IP[:PORT]", requires = "master")]
+    #[arg(long, value_name = "IP[:PORT]", requires = "master", conflicts_with = "config")]
     http_address: Option<Place>,
     /// The tuning file; that of the master without one, or built-in defaults.
     #[arg(long, value_name = "FILE")]
@@ -250,6 +249,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
         (None, None) => unreachable!("one of the two is required"),
     };
     let tuning = args.tuning.map_or(Ok(tuning), |file| Tuning::load(file).map_err(config_failure))?;
+    raise_open_files_limit(&cluster);
     let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning));
     options.stop = stop;
     let server = Server::start(options)?;
@@ -296,6 +296,7 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         ..LocalOptions::default()
     };
     let local = LocalCluster::start(options)?;
+    raise_open_files_limit(local.cluster());
     print_local(&local);
     local.wait()
 }
@@ -305,12 +306,16 @@ fn print_local(local: &LocalCluster) {
     println!("cluster '{}' is up; state is in memory and is lost on exit", cluster.name);
     for member in &cluster.nodes {
         let addresses: Vec<_> = member.shards.iter().map(ToString::to_string).collect();
-        println!("  {}  {}", member.id, addresses.join("  "));
+        let http = member.http.map(|http| format!("  http://{http}")).unwrap_or_default();
+        println!("  {}  {}{http}", member.id, addresses.join("  "));
     }
     let seed = local.seeds()[0];
     println!("try, in another terminal:");
     println!("  wpaxos cmd --seed {seed} put greeting hello");
     println!("  wpaxos cmd --seed {seed} get greeting");
+    if let Some(http) = local.http().first() {
+        println!("  curl http://{http}/greeting");
+    }
     println!("  wpaxos-load run --seed-address {seed}");
     println!("Ctrl-C stops it");
 }

@@ -111,7 +111,7 @@ impl Server {
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
         let addresses = cluster.member(index).shards.clone();
-        for address in &addresses {
+        for address in addresses.iter().chain(&cluster.member(index).http) {
             check_free(*address)?;
         }
         let threads = threads.map_or_else(|| Threads::start(&id.to_string(), addresses.len(), &tuning), Ok)?;
@@ -123,6 +123,7 @@ impl Server {
             cluster = %cluster.name,
             shards = cluster.shards,
             listens = ?addresses,
+            http = ?cluster.member(index).http,
             pinning = %all_facts["pinning"],
             quorum = %all_facts["quorum"],
             tuning = %tuning.name,
@@ -262,6 +263,26 @@ pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+/// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have
+/// few. Warns if they are too few for what the cluster file allows.
+pub fn raise_open_files_limit(cluster: &Cluster) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// For links, native clients and everything else.
+    const SPARE: u64 = 1024;
+    let needed = cluster.http.connections_max as u64 + SPARE;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let limit = if raised.is_ok() { maximum } else { current };
+    if limit.is_some_and(|limit| limit < needed) {
+        tracing::warn!(
+            limit,
+            needed,
+            "few open files are allowed: with http.connections_max so high, HTTP clients may leave none for peers; raise \
+             `ulimit -Hn`, or lower it"
+        );
+    }
 }
 
 fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {

@@ -1,3 +1,4 @@
-//! What clients speak.
+//! What clients speak: native frames, and HTTP.
 
+pub mod http;
 pub mod native;

@@ -2,12 +2,41 @@
 //!
 //! Everything here blocks, for at most [`Admin::with_timeout`] per call; calls that ask many nodes ask them at once.
 //! Injected faults need `allowed = true` in `[faults]` of the cluster file, and histories `enabled = true` in `[history]`.
+//!
+//! ```
+//! use std::time::Duration;
+//! use wpaxos::{client::{Client, Options, admin::Verdict}, local::{LocalCluster, LocalHttp, LocalOptions}, topology::NodeId};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (http, history) = (LocalHttp::AnyPorts, Some(Default::default()));
+//! let cluster = LocalCluster::start(LocalOptions { http, history, faults: true, ..LocalOptions::default() })?;
+//! let mut client = Client::connect(Options::to(cluster.seeds()))?;
+//! client.put(b"k", b"one")?;
+//! client.put(b"k", b"two")?;
+//!
+//! let admin = client.admin()?; // Or `Admin::new`, with the addresses.
+//! match admin.consensus(b"k").verdict {
+//!     Verdict::Part { version, values, .. } => panic!("they part at version {version}: {values:?}"),
+//!     verdict => println!("{verdict:?}"), // Agree { up_to: 2, compared: 2 }, if all have executed both by now
+//! }
+//!
+//! let (here, there) = (NodeId::new(1, 1), NodeId::new(3, 1));
+//! admin.drop(here, there, Some(Duration::from_secs(5)))?;
+//! admin.heal(here)?;
+//! assert_eq!(admin.steal(there, b"k")?.owner, Some(there));
+//! # cluster.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A fault lasts as long as it is told to, at most a year, or until it is healed; several add up, and end one by one.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, thread, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, de::DeserializeOwned};
+use ureq::Timeout;
 
 pub use super::consensus::{Consensus, Held, Verdict, Version};
 use crate::topology::NodeId;
@@ -41,9 +70,19 @@ pub enum AdminError {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
-    /// It cannot be reached, or did not answer in time. What it was asked to do may have happened.
-    #[error("{node} ({address}) does not answer over HTTP: {reason}")]
+    /// It cannot be reached; it was not asked.
+    #[error("{node} ({address}) cannot be reached over HTTP: {reason}")]
     Unreachable {
+        /// Who.
+        node: NodeId,
+        /// Where it was to be asked.
+        address: SocketAddr,
+        /// What went wrong.
+        reason: String,
+    },
+    /// It was reached and did not answer, or not in time. What it was asked to do may have happened.
+    #[error("{node} ({address}) gives no answer over HTTP: {reason}")]
+    NoAnswer {
         /// Who.
         node: NodeId,
         /// Where it was asked.
@@ -78,13 +117,13 @@ pub struct Owner {
     pub key: Vec<u8>,
     /// Its owner; `None` if the node knows of none.
     pub owner: Option<NodeId>,
-    /// The owner's ballot, as `counter.zone.node`.
+    /// The highest ballot that the node has seen for it, as `counter.zone.node`.
     pub ballot: String,
     /// Whether the node that says so leads the key itself.
     pub leads: bool,
-    /// The version up to which the node has executed the key's commands.
+    /// The slot up to which the node has executed the key's commands.
     pub applied: u64,
-    /// How often the node saw the key change its owner.
+    /// How often the key was taken since somebody had it first, as far as the node knows.
     pub steals: u64,
 }
 
@@ -155,7 +194,7 @@ impl Admin {
         Consensus::of(key.to_vec(), histories.into_iter().map(|(node, answer)| (node, held(answer))).collect())
     }
 
-    /// What a node says of itself: its cluster, version, facts, shards, links and active faults.
+    /// What a node says of itself: its cluster, version, facts, active faults; of each shard its links and counters.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -192,30 +231,18 @@ impl Admin {
     }
 
     fn owners_at(&self, node: NodeId, path: &str) -> Result<Vec<Owner>, AdminError> {
-        #[derive(Deserialize)]
-        struct Line {
-            key: String,
-            owner: Option<String>,
-            ballot: String,
-            leads: bool,
-            applied: u64,
-            steals: u64,
-        }
-        let owner = |line: Line| {
-            let id = line.owner.map(|id| id.parse().map_err(|error| malformed(node, &error))).transpose()?;
-            let Line { key, ballot, leads, applied, steals, .. } = line;
-            Ok(Owner { key: decoded(node, &key)?, owner: id, ballot, leads, applied, steals })
-        };
-        self.get_json::<Vec<Line>>(node, path)?.into_iter().map(owner).collect()
+        let lines: Vec<OwnerLine> = self.get_json(node, path)?;
+        lines.into_iter().map(|line| line.read(node)).collect()
     }
 
-    /// Makes a node take a key by phase 1; gives what it says once it leads.
+    /// Makes a node take a key by phase 1; answers once it leads.
     ///
     /// # Errors
-    /// See [`AdminError`]; [`AdminError::Refused`] says why it does not lead.
-    pub fn steal(&self, node: NodeId, key: &[u8]) -> Result<String, AdminError> {
+    /// See [`AdminError`]; [`AdminError::Refused`] says why it does not lead. With status 504 it may yet.
+    pub fn steal(&self, node: NodeId, key: &[u8]) -> Result<Owner, AdminError> {
         let answer = self.ask(node, &format!("/_/steal?key={}", encoded(key)), true)?;
-        Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+        let line: OwnerLine = serde_json::from_slice(&answer).map_err(|error| malformed(node, &error))?;
+        line.read(node)
     }
 
     /// Cuts a node off from all its peers, as if it had crashed, for so long, or until it is healed.
@@ -235,7 +262,7 @@ impl Admin {
         self.inject(from, &format!("/drop?id={to}&t={}", seconds(lasting)))
     }
 
-    /// Makes a node hold back what it sends to a peer by `delay`, in whole milliseconds.
+    /// Makes a node hold back what it sends to a peer by `delay`, in whole milliseconds, at most a minute.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -350,18 +377,11 @@ impl Admin {
 
     fn ask(&self, node: NodeId, path: &str, post: bool) -> Result<Vec<u8>, AdminError> {
         let address = self.known(node)?.ok_or(AdminError::NoHttp { node })?;
-        let unreachable = |error: ureq::Error| {
-            let reason = match error {
-                ureq::Error::Io(error) => error.to_string(),
-                ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-                other => other.to_string(),
-            };
-            AdminError::Unreachable { node, address, reason }
-        };
         let url = format!("http://{address}{path}");
         let answer = if post { self.agent.post(&url).send_empty() } else { self.agent.get(&url).call() };
-        let (head, mut body) = answer.map_err(unreachable)?.into_parts();
-        let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
+        let (head, mut body) = answer.map_err(|error| failure(node, address, error))?.into_parts();
+        let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let body = body.map_err(|error| failure(node, address, error))?;
         if head.status.is_success() {
             return Ok(body);
         }
@@ -371,15 +391,54 @@ impl Admin {
     }
 }
 
+/// An [`Owner`] as it is written.
+#[derive(Deserialize)]
+struct OwnerLine {
+    key: String,
+    owner: Option<String>,
+    ballot: String,
+    leads: bool,
+    applied: u64,
+    steals: u64,
+}
+
+impl OwnerLine {
+    /// As `node` wrote it.
+    fn read(self, node: NodeId) -> Result<Owner, AdminError> {
+        let Self { key, owner, ballot, leads, applied, steals } = self;
+        let owner = owner.map(|id| id.parse().map_err(|error| malformed(node, &error))).transpose()?;
+        Ok(Owner { key: decoded(node, &key)?, owner, ballot, leads, applied, steals })
+    }
+}
+
+fn failure(node: NodeId, address: SocketAddr, error: ureq::Error) -> AdminError {
+    let (reached, reason) = match error {
+        ureq::Error::Io(error) => (error.kind() != ErrorKind::ConnectionRefused, error.to_string()),
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => (false, "no connection in time".to_owned()),
+        ureq::Error::Timeout(_) => (true, "no answer in time".to_owned()),
+        ureq::Error::ConnectionFailed => (false, "no connection".to_owned()),
+        other => (true, other.to_string()),
+    };
+    match reached {
+        true => AdminError::NoAnswer { node, address, reason },
+        false => AdminError::Unreachable { node, address, reason },
+    }
+}
+
 /// Straight to the node, whatever proxies the environment names; every status is an answer.
 fn agent(timeout: Duration) -> ureq::Agent {
     let config = ureq::Agent::config_builder().proxy(None).max_redirects(0).max_redirects_will_error(false);
-    config.http_status_as_error(false).timeout_global(Some(timeout)).build().new_agent()
+    config
+        .http_status_as_error(false)
+        .timeout_global(Some(timeout))
+        .timeout_connect(Some(timeout / 2))
+        .build()
+        .new_agent()
 }
 
-/// Seconds as the endpoints take them; 0 is for ever. A part of a second counts as a whole one.
-fn seconds(lasting: Option<Duration>) -> u64 {
-    lasting.map_or(0, |time| (time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1))
+/// Seconds as the endpoints take them; 0 is for ever, so no time at all is a very short one.
+fn seconds(lasting: Option<Duration>) -> f64 {
+    lasting.map_or(0.0, |time| time.max(Duration::from_millis(1)).as_secs_f64())
 }
 
 fn encoded(key: &[u8]) -> percent_encoding::PercentEncode<'_> {

@@ -75,6 +75,18 @@ impl Consensus {
         self.nodes.iter().filter(|(_, held)| !matches!(held, Held::Versions(_))).map(|(node, _)| *node)
     }
 
+    /// The nodes that agree and do not yet hold what two others do, each with the last version that it holds.
+    pub fn behind(&self) -> impl Iterator<Item = (NodeId, Option<u64>)> {
+        let up_to = if let Verdict::Agree { up_to, .. } = self.verdict { up_to } else { 0 };
+        self.nodes.iter().filter_map(move |(node, held)| match held {
+            Held::Versions(versions) => {
+                let last = versions.last().map(|version| version.version);
+                (last.unwrap_or(0) < up_to).then_some((*node, last))
+            }
+            Held::Off | Held::Failed(_) => None,
+        })
+    }
+
     /// Whether every node gave a history, and none parts from another.
     pub fn is_complete(&self) -> bool {
         self.missing().next().is_none() && matches!(self.verdict, Verdict::Agree { .. })
@@ -134,9 +146,11 @@ mod tests {
         let all = of(held(&[(1, "a"), (2, "b")]), held(&[(1, "a"), (2, "b"), (3, "c")]), held(&[]));
         assert_eq!(all.verdict, Verdict::Agree { up_to: 2, compared: 2 });
         assert!(all.is_complete());
+        assert_eq!(all.behind().collect::<Vec<_>>(), [(C, None)]);
         // The old end is cut off on one, another was sent a state at version 5: they share version 6 only.
         let gaps = of(held(&[(4, "d"), (6, "f")]), held(&[(1, "a"), (2, "b")]), held(&[(5, "e"), (6, "f"), (7, "g")]));
         assert_eq!(gaps.verdict, Verdict::Agree { up_to: 6, compared: 1 });
+        assert_eq!(gaps.behind().collect::<Vec<_>>(), [(B, Some(2))]);
         let apart = of(held(&[(1, "a")]), held(&[(2, "b")]), held(&[(3, "c")]));
         assert_eq!(apart.verdict, Verdict::NoOverlap);
         assert!(!apart.is_complete());

@@ -52,7 +52,7 @@
 //! | there | here |
 //! |---|---|
 //! | `Get`, `Put` | [`Client::get`], [`Client::put`]; an error is never an empty value |
-//! | `QuorumGet`, `LocalQuorumGet`, `-read` | [`Client::get`] with [`ReadMode::Confirm`], the default: a quorum confirms the owner before each answer; [`ReadMode::Log`] takes the read through the log |
+//! | `QuorumGet`, `-read` | [`Client::get`]: in [`ReadMode::Confirm`], the default, a quorum confirms the owner |
 //! | `MultiGet` | [`Client::get_many`]; nothing hangs when a node fails |
 //! | one goroutine for each request | [`Client::submit`] and [`Client::poll`] |
 //! | `Consensus` | [`admin::Admin::consensus`], which says where replicas part and who did not answer |

@@ -38,12 +38,25 @@ pub(super) fn code_of_request(error: &RequestError) -> (u8, &'static str) {
     }
 }
 
-/// Of what a node was asked over HTTP.
+/// Of what a node was asked over HTTP, if that was to say something.
 pub(super) fn code_of_admin(error: &AdminError) -> (u8, &'static str) {
     match error {
         AdminError::NoSuchNode { .. } | AdminError::NoHttp { .. } | AdminError::Usage(_) => (USAGE, "usage"),
         AdminError::Refused { status: 400, .. } => (USAGE, "usage"),
         AdminError::Refused { .. } => (REFUSED, "refused"),
-        AdminError::Unreachable { .. } | AdminError::Malformed { .. } => (UNREACHABLE, "unreachable"),
+        AdminError::Unreachable { .. } | AdminError::NoAnswer { .. } | AdminError::Malformed { .. } => {
+            (UNREACHABLE, "unreachable")
+        }
+    }
+}
+
+/// The same, if it was to do something.
+pub(super) fn code_of_order(error: &AdminError) -> (u8, &'static str) {
+    match error {
+        // A gateway's time-out: the node gave up waiting for others.
+        AdminError::NoAnswer { .. } | AdminError::Malformed { .. } | AdminError::Refused { status: 504, .. } => {
+            (AMBIGUOUS, "ambiguous")
+        }
+        other => code_of_admin(other),
     }
 }

@@ -19,7 +19,7 @@ type Ended = Result<Report, RequestError>;
 
 pub(super) fn get(client: &mut Client, key: &[u8]) -> Ended {
     Ok(match client.get(key)? {
-        None => not_found(),
+        None => not_found(key),
         Some((value, version)) => {
             Report::new(OK, "value").with("version", version).with_bytes("value", &value).text(value)
         }
@@ -36,7 +36,7 @@ pub(super) fn put(client: &mut Client, key: &[u8], value: &[u8]) -> Ended {
 }
 
 pub(super) fn delete(client: &mut Client, key: &[u8]) -> Ended {
-    Ok(client.delete(key)?.map_or_else(not_found, done))
+    Ok(client.delete(key)?.map_or_else(|| not_found(key), done))
 }
 
 pub(super) fn cas(client: &mut Client, key: &[u8], expect: &ExpectArgs, value: &[u8]) -> Ended {
@@ -92,8 +92,8 @@ fn done(version: u64) -> Report {
     Report::new(OK, "done").with("version", version).text(format!("done, version {version}"))
 }
 
-fn not_found() -> Report {
-    Report::new(NEGATIVE, "not-found").note("not found")
+fn not_found(key: &[u8]) -> Report {
+    Report::new(NEGATIVE, "not-found").note(format!("{}: not found", key.escape_ascii()))
 }
 
 /// Of all shards that are asked for, even if some cannot be reached.

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets::NOTHING};
 use serde_json::{Map, Value, json};
 
 use super::{
-    exit::{NEGATIVE, OK, REFUSED, code_of_admin},
+    exit::{NEGATIVE, OK, REFUSED, code_of_admin, code_of_order},
     report::{Report, put_bytes, quoted},
 };
 use crate::{
@@ -21,43 +21,47 @@ pub(super) fn failed(error: &AdminError) -> Report {
     Report::failed(code, outcome, &error.to_string())
 }
 
-/// The node that was asked for, or all in turn until one answers.
+/// What the node says that was asked for, or else the first that answers, if only to refuse. If none does, the failure of
+/// the first one counts.
 fn first_answer<T>(
     admin: &Admin,
     node: Option<NodeId>,
     ask: impl Fn(NodeId) -> Result<T, AdminError>,
-) -> (Report, Option<(NodeId, T)>) {
-    let candidates = node.map_or_else(|| admin.nodes().iter().map(|(node, _)| *node).collect(), |node| vec![node]);
-    let mut report = Report::new(OK, "");
-    let mut first = None;
-    for node in candidates {
+) -> Result<(NodeId, T), Report> {
+    let nodes = node.map_or_else(|| admin.nodes().iter().map(|(node, _)| *node).collect(), |node| vec![node]);
+    let mut report: Option<Report> = None;
+    for node in nodes {
         match ask(node) {
-            Ok(answer) => return (report, Some((node, answer))),
+            Ok(answer) => return Ok((node, answer)),
+            Err(error @ AdminError::Refused { .. }) => return Err(failed(&error)),
             Err(error) => {
-                report = report.note(format!("error: {error}"));
-                first.get_or_insert(error);
+                report = Some(match report {
+                    None => failed(&error),
+                    Some(report) => report.note(format!("error: {error}")),
+                });
             }
         }
     }
-    let failed = first.map_or(report, |error| failed(&error));
-    (failed, None)
+    Err(report.unwrap_or_else(|| Report::usage("the cluster has no nodes")))
 }
 
 pub(super) fn history(admin: &Admin, node: Option<NodeId>, key: &[u8]) -> Report {
-    let (failed, answer) = first_answer(admin, node, |node| admin.history(node, key));
-    let Some((node, versions)) = answer else { return failed };
+    let (node, versions) = match first_answer(admin, node, |node| admin.history(node, key)) {
+        Ok(answer) => answer,
+        Err(report) => return report,
+    };
     let Some(versions) = versions else {
         return Report::failed(REFUSED, "refused", &format!("{node} {HISTORY_OFF}"));
     };
     let rows: Vec<Value> = versions.iter().map(version_json).collect();
-    let lines: Vec<String> =
-        versions.iter().map(|version| format!("{:>8}  {}", version.version, shown(version))).collect();
+    let line = |version: &Version| format!("{:>8}  {}", version.version, shown(version.value.as_deref()));
+    let lines: Vec<String> = versions.iter().map(line).collect();
     let (code, outcome) = if rows.is_empty() { (NEGATIVE, "not-found") } else { (OK, "history") };
     let report = Report::new(code, outcome).with("node", node.to_string()).with("versions", rows);
-    match lines.is_empty() {
-        true => report.note(format!("{node} holds no version of it")),
-        false => report.text(lines.join("\n")).note(format!("as {node} keeps it")),
+    if lines.is_empty() {
+        return report.note(format!("{node} holds no version of it"));
     }
+    report.text(lines.join("\n")).note(format!("as {node} keeps it"))
 }
 
 fn version_json(version: &Version) -> Value {
@@ -76,8 +80,8 @@ fn put_value(row: &mut Map<String, Value>, value: Option<&[u8]>) {
 }
 
 /// A value cannot be taken for the word: it stands in quotation marks.
-fn shown(version: &Version) -> String {
-    version.value.as_deref().map_or_else(|| "removed".to_owned(), quoted)
+fn shown(value: Option<&[u8]>) -> String {
+    value.map_or_else(|| "removed".to_owned(), quoted)
 }
 
 /// Each key is compared by itself; the first that does not agree everywhere counts.
@@ -124,7 +128,7 @@ fn consensus_text(compared: &Consensus) -> String {
     let of = if missing == 0 { format!("all {answered} nodes") } else { format!("the {answered} nodes that answered") };
     let mut text = match &compared.verdict {
         Verdict::Agree { up_to, compared } => {
-            format!("{key}: {of} agree, up to version {up_to} ({compared} versions compared)")
+            format!("{key}: {of} agree, up to version {up_to}; versions compared: {compared}")
         }
         Verdict::Part { version, agreed_to: Some(agreed), .. } => {
             format!("{key}: they part at version {version}; they agree up to version {agreed}")
@@ -136,9 +140,13 @@ fn consensus_text(compared: &Consensus) -> String {
         Verdict::Nothing => format!("{key}: no version is held by any of {of}"),
         Verdict::TooFew => format!("{key}: fewer than two nodes gave a history, so there is nothing to compare"),
     };
+    for (node, last) in compared.behind() {
+        let last = last.map_or_else(|| "no version".to_owned(), |last| format!("version {last}"));
+        let _ = write!(text, "\n  {node}  is behind, at {last}");
+    }
     if let Verdict::Part { values, .. } = &compared.verdict {
         for (node, value) in values {
-            let _ = write!(text, "\n  {node}  {}", value.as_deref().map_or_else(|| "removed".to_owned(), quoted));
+            let _ = write!(text, "\n  {node}  {}", shown(value.as_deref()));
         }
     }
     if compared.verdict == Verdict::NoOverlap {
@@ -212,16 +220,25 @@ pub(super) fn status(admin: &Admin, nodes: &[NodeId]) -> Report {
     report.with("nodes", rows).text(plain(&table))
 }
 
+/// What is missing in the answer, as of a node of another version, is shown as nothing.
 fn status_row(node: NodeId, status: &Value) -> Vec<String> {
-    let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let shards = list(&status["shards"]);
     let sum = |name: &str| shards.iter().filter_map(|shard| shard[name].as_u64()).sum::<u64>().to_string();
-    let down = shards.iter().filter_map(|shard| shard["links_down"].as_array()).map(Vec::len).sum::<usize>();
-    let faults = status["faults"].as_array().map_or(&[][..], Vec::as_slice);
-    let faults: Vec<String> =
-        faults.iter().map(|fault| fault.as_str().map_or(fault.to_string(), str::to_owned)).collect();
+    let mut down: Vec<String> = Vec::new();
+    for (peer, up) in shards.iter().filter_map(|shard| shard["links"].as_object()).flatten() {
+        if up == &Value::Bool(false) && !down.contains(peer) {
+            down.push(peer.clone());
+        }
+    }
+    let fault = |fault: &Value| {
+        let name = fault["fault"].as_str().unwrap_or("?").to_owned();
+        fault["seconds_left"].as_f64().map_or_else(|| name.clone(), |left| format!("{name} for {left:.0} s"))
+    };
+    let faults: Vec<String> = list(&status["faults"]).iter().map(fault).collect();
+    let or_none = |names: Vec<String>| if names.is_empty() { "-".to_owned() } else { names.join(", ") };
     let version = status["version"].as_str().unwrap_or("-").to_owned();
-    let faults = if faults.is_empty() { "-".to_owned() } else { faults.join("; ") };
-    vec![node.to_string(), "up".to_owned(), version, sum("objects"), sum("waiting"), down.to_string(), faults]
+    vec![node.to_string(), "up".to_owned(), version, sum("objects"), sum("waiting"), or_none(down), or_none(faults)]
 }
 
 /// Of keys as every node sees them, or of all keys as one node sees them.
@@ -233,13 +250,19 @@ pub(super) fn owners(
     after: Option<&[u8]>,
 ) -> Report {
     if keys.is_empty() {
-        let (failed, answer) = first_answer(admin, node, |node| admin.owners(node, limit, after));
-        let Some((node, owners)) = answer else { return failed };
+        let (node, owners) = match first_answer(admin, node, |node| admin.owners(node, limit, after)) {
+            Ok(answer) => answer,
+            Err(report) => return report,
+        };
         let next = owners.last().filter(|_| owners.len() >= limit).map(|owner| owner.key.clone());
         let seen = owners.into_iter().map(|owner| (node, owner.key.clone(), Some(owner))).collect();
         let report = owners_report(Report::new(OK, "owners"), seen);
         return match next {
-            Some(key) => report.with_bytes("next", &key).note(format!("more: owners --after {}", quoted(&key))),
+            Some(key) => {
+                let word = shlex::bytes::try_quote(&key).unwrap_or_default();
+                let note = format!("more: owners --after {}", String::from_utf8_lossy(&word));
+                report.with_bytes("next", &key).note(note)
+            }
             None => report,
         };
     }
@@ -263,7 +286,7 @@ pub(super) fn owners(
 
 /// Which node sees which owner of a key; `None` if it has never heard of the key.
 fn owners_report(report: Report, seen: Vec<(NodeId, Vec<u8>, Option<Owner>)>) -> Report {
-    let mut table = table(&["key", "seen by", "owner", "ballot", "leads", "version", "steals"]);
+    let mut table = table(&["key", "seen by", "owner", "ballot", "leads", "applied", "steals"]);
     let mut rows = Vec::new();
     for (node, key, owner) in seen {
         let mut row = Map::new();
@@ -288,8 +311,14 @@ fn owners_report(report: Report, seen: Vec<(NodeId, Vec<u8>, Option<Owner>)>) ->
 
 pub(super) fn steal(admin: &Admin, node: NodeId, key: &[u8]) -> Report {
     match admin.steal(node, key) {
-        Ok(said) => Report::new(OK, "done").with("said", said).text(format!("done: {node} leads {}", quoted(key))),
-        Err(error) => failed(&error),
+        Ok(Owner { ballot, steals, .. }) => Report::new(OK, "done")
+            .with("ballot", ballot.as_str())
+            .with("steals", steals)
+            .text(format!("done: {node} leads {} at ballot {ballot}", quoted(key))),
+        Err(error) => {
+            let (code, outcome) = code_of_order(&error);
+            Report::failed(code, outcome, &error.to_string())
+        }
     }
 }
 
@@ -311,7 +340,7 @@ pub(super) fn faults(answers: Answers<()>) -> Report {
                 rows.push(json!({"node": node.to_string(), "outcome": "done"}));
             }
             Err(error) => {
-                let (code, outcome) = code_of_admin(&error);
+                let (code, outcome) = code_of_order(&error);
                 rows.push(json!({"node": node.to_string(), "outcome": outcome, "error": error.to_string()}));
                 report = report.failing(code, outcome).note(format!("error: {error}"));
             }

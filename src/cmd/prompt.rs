@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Parser, error::ErrorKind};
-use rustyline::{Config, Editor, error::ReadlineError, history::FileHistory};
+use rustyline::{CompletionType, Config, Editor, error::ReadlineError, history::FileHistory};
 
 use super::{
     CmdError,
@@ -69,7 +69,7 @@ fn words(line: &[u8]) -> Result<Vec<OsString>, &'static str> {
 
 /// Executes lines until they end; gives the code of the first that failed.
 pub(super) fn lines(session: &mut Session, input: &mut dyn BufRead, to: &mut Output<'_>) -> Result<u8, CmdError> {
-    session.client()?;
+    session.begin()?;
     let (mut line, mut code) = (Vec::new(), OK);
     loop {
         line.clear();
@@ -94,14 +94,16 @@ pub(super) fn lines(session: &mut Session, input: &mut dyn BufRead, to: &mut Out
 /// The same from a terminal, with an editor, completion, and lines remembered in `file`. Whoever typed has seen what became of
 /// each, so the code is 0.
 pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'_>) -> Result<u8, CmdError> {
-    let prompt = format!("{}> ", session.client()?.cluster().cluster);
+    let prompt = format!("{}> ", session.begin()?);
     let config = Config::builder().max_history_size(HISTORY_LINES)?.history_ignore_space(true).auto_add_history(true);
+    let config = config.completion_type(CompletionType::List);
     let mut editor = Editor::<Completion, FileHistory>::with_config(config.build())?;
     editor.set_helper(Some(Completion::new(session.nodes())));
     if let Some(file) = file {
         // There is none the first time.
         let _ = editor.load_history(file);
     }
+    let mut unsaved = None;
     loop {
         let line = match editor.readline(&prompt) {
             Ok(line) => line,
@@ -109,6 +111,9 @@ pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'
             Err(ReadlineError::Eof) => break,
             Err(error) => return Err(error.into()),
         };
+        // At once, and behind what other prompts have written meanwhile.
+        let saved = file.map_or(Ok(()), |file| append(&mut editor, file));
+        unsaved = saved.err().or(unsaved);
         match step(line.as_bytes()) {
             Step::Nothing => {}
             Step::Exit => break,
@@ -116,19 +121,16 @@ pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'
             Step::Execute(verb) => drop(execute(session, &verb).print(to)?),
         }
     }
-    if let Some(file) = file {
-        save(&mut editor, file);
+    if let (Some(file), Some(error)) = (file, unsaved) {
+        let file = file.display();
+        eprintln!("lines were not saved in {file}: {error}; with --no-history-file it is not tried");
     }
     Ok(OK)
 }
 
-fn save(editor: &mut Editor<Completion, FileHistory>, file: &Path) {
-    let directory = file.parent().unwrap_or(Path::new("."));
-    let saved =
-        std::fs::create_dir_all(directory).map_err(ReadlineError::from).and_then(|()| editor.save_history(file));
-    if let Err(error) = saved {
-        eprintln!("cannot save the lines typed in {}: {error}; --no-history-file does not try", file.display());
-    }
+fn append(editor: &mut Editor<Completion, FileHistory>, file: &Path) -> Result<(), ReadlineError> {
+    std::fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+    editor.append_history(file)
 }
 
 /// Where typed lines are kept: below `XDG_STATE_HOME`, or else `~/.local/state`.

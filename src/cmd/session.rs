@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CmdArgs, CmdError, cluster_seeds};
 use crate::{
     client::{Client, Options, admin::Admin},
-    config::ConfigError,
+    master,
     protocol::ReadMode,
     topology::{Cluster, NodeId},
 };
@@ -19,9 +19,12 @@ pub(super) struct TargetArgs {
     /// A shard of a node of the cluster, any; may be given several times.
     #[arg(long = "seed", value_name = "HOST:PORT")]
     pub(super) seeds: Vec<String>,
-    /// The cluster file.
+    /// The cluster file, or Paxi's JSON configuration.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// The master that hands out the configuration; port 1735 if none is given. Waits for it: see --wait-s.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(super) master: Option<String>,
 }
 
 /// A cluster that commands are for. Nothing is sent before a command needs it.
@@ -35,20 +38,40 @@ pub(super) struct Session {
 
 impl Session {
     /// # Errors
-    /// If there is a cluster file, and it is wrong.
-    pub(super) fn new(args: &CmdArgs) -> Result<Self, ConfigError> {
+    /// If there is a cluster file, and it is wrong; if there is a master, and it gives no configuration in time.
+    pub(super) fn new(args: &CmdArgs) -> Result<Self, CmdError> {
         let mut options = Options::to(&args.target.seeds);
         let mut members = None;
-        if let Some(file) = &args.target.config {
-            let cluster = Cluster::load(file)?;
+        let cluster = match (&args.target.config, &args.target.master) {
+            (Some(file), _) => Some(Cluster::load(file)?),
+            (None, Some(master)) => {
+                let patience = Duration::from_secs(args.wait_s);
+                Some(master::fetch(master, patience, &mut |text| eprintln!("{text}"))?.0)
+            }
+            (None, None) => None,
+        };
+        if let Some(cluster) = cluster {
             members = Some(cluster.nodes.iter().map(|member| (member.id, member.http)).collect());
             options = Options { cluster: Some(cluster.name.clone()), ..Options::to(cluster_seeds(&cluster)) };
         }
         options.cluster = args.cluster.clone().or(options.cluster);
         options.zone = args.zone;
         options.request_timeout = Duration::from_millis(args.timeout_ms);
+        options.connect_timeout = options.request_timeout;
         options.read = if args.log_reads { ReadMode::Log } else { ReadMode::Confirm };
         Ok(Self { options, members, client: None, admin: None })
+    }
+
+    /// Makes sure that lines can be taken, and gives the cluster's name. With a file nothing is sent yet, so that commands
+    /// to single nodes work while the cluster does not.
+    ///
+    /// # Errors
+    /// If the cluster is not named, or it is named by seeds and cannot be reached.
+    pub(super) fn begin(&mut self) -> Result<String, CmdError> {
+        match (&self.members, &self.options.cluster) {
+            (Some(_), Some(name)) => Ok(name.clone()),
+            _ => Ok(self.client()?.cluster().cluster.clone()),
+        }
     }
 
     /// The client, connected now if it was not.

@@ -1,6 +1,6 @@
 //! What can be asked for, as it is typed: on the command line, and at the prompt.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -131,7 +131,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         link: LinkArgs,
         /// For how long, in milliseconds.
-        #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=60_000))]
         ms: u64,
         #[command(flatten)]
         lasting: Lasting,
@@ -155,6 +155,11 @@ pub(super) enum Verb {
         /// Lose only what the others send to these nodes, as Paxi does; what these send arrives.
         #[arg(long)]
         one_way: bool,
+    },
+    /// Print a configuration, Paxi's JSON or a cluster file, as a cluster file: complete, and checked. Needs no cluster.
+    Convert {
+        /// The file.
+        file: PathBuf,
     },
     /// End all injected faults.
     Heal {
@@ -191,7 +196,7 @@ pub(super) struct LinkArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct Lasting {
     /// How long it lasts, in seconds; 0 is until `heal`.
-    #[arg(value_name = "SECONDS")]
+    #[arg(value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=31_536_000))]
     pub(super) seconds: u32,
 }
 

@@ -38,6 +38,18 @@ impl Cluster {
     }
 }
 
+/// A cluster file, ours or Paxi's, as a complete cluster file of ours, and what to know about how it was understood.
+///
+/// # Errors
+/// As [`Cluster::load`].
+pub fn convert(file: &Path) -> Result<(String, Vec<Note>), ConfigError> {
+    let text = read(file)?;
+    if PaxiConfig::recognises(&text, file) {
+        return PaxiConfig::parse(&text, file).map(|paxi| (paxi.to_toml(), paxi.notes().to_vec()));
+    }
+    Cluster::parse_toml(&text, file).map(|cluster| (cluster.to_toml(), Vec::new()))
+}
+
 /// What a replica is configured by.
 #[derive(Clone, Debug)]
 pub struct Configuration {

@@ -17,7 +17,7 @@ pub mod paxi;
 mod settings;
 mod tuning;
 
-pub use load::{Configuration, Template};
+pub use load::{Configuration, Template, convert};
 
 /// Why a file that an operator wrote is not taken.
 #[derive(Debug, thiserror::Error)]

@@ -66,22 +66,27 @@ pub(super) enum LineError {
 pub(super) struct Lines<'a> {
     stream: &'a TcpStream,
     read: Vec<u8>,
+    /// So many bytes of `read` hold no line end.
+    searched: usize,
     bytes_max: usize,
 }
 
 impl<'a> Lines<'a> {
     pub(super) fn new(stream: &'a TcpStream, bytes_max: usize) -> Self {
-        Self { stream, read: Vec::new(), bytes_max }
+        Self { stream, read: Vec::new(), searched: 0, bytes_max }
     }
 
     /// The next line; `None` if it is not complete at `until`. What came of it is kept for the next call.
     pub(super) fn next<T: DeserializeOwned>(&mut self, until: Instant) -> Result<Option<T>, LineError> {
         let mut piece = [0; 4096];
         loop {
-            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+            if let Some(end) = self.read[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let end = self.searched + end;
                 let line: Vec<u8> = self.read.drain(..=end).collect();
+                self.searched = 0;
                 return parse(&line[..end]).map(Some);
             }
+            self.searched = self.read.len();
             if self.read.len() >= self.bytes_max {
                 return Err(LineError::TooLong(self.bytes_max));
             }

@@ -108,8 +108,13 @@ impl<L: Line> Registry<L> {
         }
     }
 
-    /// For whom is being waited.
+    /// For whom is being waited, if anybody.
     pub(super) fn waiting(&self) -> String {
+        match &self.phase {
+            Phase::Gathering => {}
+            Phase::Complete { .. } => return "the cluster is complete".to_owned(),
+            Phase::Failed(text) => return text.clone(),
+        }
         let (have, n) = (self.candidates.len(), self.settings.n);
         let ids: Vec<String> = self.candidates.keys().map(NodeId::to_string).collect();
         let ids = if ids.is_empty() { "none".to_owned() } else { ids.join(", ") };
@@ -305,7 +310,7 @@ mod tests {
         };
         registry.register(claim("1.1", "10.0.0.1"), line(), save).unwrap();
         let text = cluster(&registry);
-        assert_eq!(saved, text);
+        assert_eq!((saved, registry.waiting().as_str()), (text.clone(), "the cluster is complete"));
         let ports = ["1.1", "1.2", "2.1"].map(|id| {
             let cluster = Cluster::parse(&text, Path::new("c.toml")).unwrap();
             cluster.member(cluster.index_of(id.parse().unwrap()).unwrap()).shards[0].port()

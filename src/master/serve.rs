@@ -1,7 +1,7 @@
 //! The master's sockets and threads: one per connection, few and bounded. Nothing here is on anybody's hot path.
 
 use std::{
-    io,
+    io::{self, Read as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     sync::{
@@ -23,14 +23,16 @@ use super::{
 };
 use crate::{config::Template, failure::Failure, topology::NodeSet, tuning::Tuning};
 
-/// Connections at one time; further ones are told so and closed.
+/// Connections at one time; further ones are closed at once, and whoever made them tries again.
 const CONNECTIONS_MAX: usize = 512;
 /// The longest that a connection may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that a replica may take to listen once it has the configuration; after that its port tells.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest that a replica may take to answer when the master looks whether it is alive.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a port must keep a connection for its replica to count as alive. It is below the three seconds that a replica
+/// gives to strangers, and above the time that the kernel takes to close what a killed process listened on: a ring holds
+/// sockets for a while after its process.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(2500);
 /// How often flags are looked at.
 const GLANCE: Duration = Duration::from_millis(200);
 /// Locals and one line; the standard two mebibytes would be wasted.
@@ -327,12 +329,25 @@ fn claim(id: &str, address: &str, http: Option<&str>) -> Result<Claim, String> {
     Ok(Claim { id, native: address.parse()?, http: http.map(str::parse).transpose()? })
 }
 
-/// Whether somebody listens there.
+/// Whether somebody listens there who is not just about to go.
 fn answers(address: SocketAddr) -> bool {
-    match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
+    let until = Instant::now() + PROBE_TIMEOUT;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, left) else { return false };
         // On one machine a connection to a port that nobody listens on may meet itself.
-        Ok(stream) => stream.local_addr().ok() != Some(address),
-        Err(_) => false,
+        if stream.local_addr().ok() == Some(address) || stream.set_read_timeout(Some(left)).is_err() {
+            return false;
+        }
+        match stream.read(&mut [0]) {
+            Ok(bytes) if bytes > 0 => return true,
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return true,
+            Err(_) => {}
+        }
     }
 }
 

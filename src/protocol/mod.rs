@@ -25,6 +25,7 @@ use bytes::Bytes;
 
 use crate::{
     command::{Command, Status},
+    store::Version,
     topology::{NodeId, NodeIndex, ZoneIndex},
     wire::{Frame, FrameError},
 };
@@ -176,6 +177,34 @@ impl Outputs {
     }
 }
 
+/// What a node knows of who owns an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// The object.
+    pub key: Vec<u8>,
+    /// Its owner; nobody before anybody has taken it.
+    pub owner: Option<NodeId>,
+    /// The highest ballot that the node has seen, as in [`Reply::ballot`].
+    pub ballot: u64,
+    /// Whether this node leads it.
+    pub leads: bool,
+    /// The slot up to which this node has executed.
+    pub applied: u64,
+    /// How often the object was taken since somebody had it first.
+    pub steals: u64,
+}
+
+/// What became of the wish that a node take an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taking {
+    /// The node leads it.
+    Leads,
+    /// It tries: [`Protocol::ownership`] will tell.
+    UnderWay,
+    /// It does not, and why.
+    Refused(&'static str),
+}
+
 /// A replication protocol for one shard of one node. See the [module](self) for the contract.
 pub trait Protocol {
     /// A link to `peer` is up. Nothing that was sent on an earlier one is still under way.
@@ -225,6 +254,26 @@ pub trait Protocol {
 
     /// Counters since the start, by name, for people and tools.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// What this node keeps of an object's earlier values, the oldest first; `None` if it keeps none of any.
+    fn history(&self, _key: &[u8]) -> Option<Vec<Version>> {
+        None
+    }
+
+    /// Who owns an object, as far as this node knows; `None` if it has never met the object.
+    fn ownership(&self, _key: &[u8]) -> Option<Ownership> {
+        None
+    }
+
+    /// The same of up to `limit` objects, in an order that stays: those behind `after`, or the first ones.
+    fn ownerships(&self, _after: Option<&[u8]>, _limit: usize) -> Vec<Ownership> {
+        Vec::new()
+    }
+
+    /// This node is to own an object.
+    fn take(&mut self, _now: Micros, _key: &[u8], _out: &mut Outputs) -> Taking {
+        Taking::Refused("this protocol has no owners")
+    }
 }
 
 /// The longest time between two ticks, in microseconds.

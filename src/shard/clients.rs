@@ -7,6 +7,7 @@ use super::{
     counters::Counters,
     outbox::ByteQueue,
     slab::{Key, Slab},
+    web::Ticket,
 };
 use crate::{
     api::native::ReplyRef,
@@ -21,7 +22,7 @@ const REPLY_BODY_BYTES: usize = 1 << 20;
 const _: () = assert!(REPLY_BODY_BYTES + crate::command::VALUE_BYTES_MAX + 1024 < wire::BODY_BYTES_MAX);
 
 /// Who waits for the answer to a request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Waiting {
     /// A client of this shard, for the command with this id.
     Client {
@@ -30,6 +31,8 @@ pub(super) enum Waiting {
         /// The command's id.
         id: u64,
     },
+    /// A request over HTTP.
+    Web(Ticket),
     /// Another shard of this node.
     Shard {
         /// Which.

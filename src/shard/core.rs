@@ -1,8 +1,12 @@
 //! The synchronous half of a shard: everything between two awaits.
 
-use std::{collections::VecDeque, rc::Rc, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{
     clients::{Clients, Waiting},
@@ -15,6 +19,7 @@ use super::{
     node::Node,
     receive::Receiver,
     slab::{Key, Slab},
+    web::Outcome,
 };
 use crate::{
     api::native::{self, ReplyRef},
@@ -24,6 +29,10 @@ use crate::{
     topology::{NodeIndex, ShardId, ZoneIndex, shard_of, token_of},
     wire::{self, Frame, Kind},
 };
+
+mod web;
+
+pub(super) use web::Asked;
 
 /// A connection says hello within this time.
 const HELLO_TIMEOUT_US: u64 = 3_000_000;
@@ -54,6 +63,9 @@ pub(super) struct Core<P> {
     last_tick: Micros,
     /// When a stopping shard gives up waiting.
     stop_by: Option<Micros>,
+    /// Requests over HTTP are encoded here.
+    web_buffer: BytesMut,
+    web_ids: web::Ids,
     pub(super) counters: Counters,
 }
 
@@ -87,6 +99,8 @@ impl<P: Protocol> Core<P> {
             next_tick: Micros(0),
             last_tick: Micros(0),
             stop_by: None,
+            web_buffer: BytesMut::new(),
+            web_ids: web::Ids::new(&node, shard),
             counters: Counters::default(),
             protocol,
             node,
@@ -181,7 +195,9 @@ impl<P: Protocol> Core<P> {
                 return Ok(());
             }
             self.counters.link_frames_received += 1;
-            self.on_link_frame(now, peer, &frame)?;
+            if !self.links.fault(peer).deaf {
+                self.on_link_frame(now, peer, &frame)?;
+            }
         }
         Ok(())
     }
@@ -209,6 +225,20 @@ impl<P: Protocol> Core<P> {
         } else {
             tracing::warn!(node = %own, shard = self.shard.0, %peer, "refused by the peer: {refusal}");
         }
+    }
+
+    // ---- faults --------------------------------------------------------------------------------------------------
+
+    /// Acts out the node's injected faults, if they have changed.
+    pub(super) fn refresh_faults(&mut self, now: Micros) {
+        if let Some(before) = self.links.faults().refresh(now, &self.node.faults, &self.node.cluster) {
+            self.links.faults_changed(&before);
+        }
+    }
+
+    /// Whether an injected fault cuts the link to a peer.
+    pub(super) fn is_cut(&self, peer: NodeIndex) -> bool {
+        self.links.fault(peer).is_cut()
     }
 
     // ---- clients -------------------------------------------------------------------------------------------------
@@ -313,13 +343,18 @@ impl<P: Protocol> Core<P> {
         self.clients.refuse(client, reply, &mut self.counters);
     }
 
-    fn on_stats_request(&mut self, client: Key) {
-        let mut stats: std::collections::BTreeMap<&str, u64> = self.protocol.counters().into_iter().collect();
+    /// Everything that is counted, by name.
+    fn stats(&mut self) -> BTreeMap<&'static str, u64> {
+        let mut stats: BTreeMap<&str, u64> = self.protocol.counters().into_iter().collect();
         stats.extend(self.counters.named());
         stats.insert("io_clients", self.clients.len() as u64);
         stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
-        let body = serde_json::to_vec(&stats).expect("names and numbers become JSON");
+        stats
+    }
+
+    fn on_stats_request(&mut self, client: Key) {
+        let body = serde_json::to_vec(&self.stats()).expect("names and numbers become JSON");
         self.clients.push_frame(client, &wire::frame(Kind::Stats, self.shard.0, 0, &body));
     }
 
@@ -341,13 +376,18 @@ impl<P: Protocol> Core<P> {
     }
 
     fn on_lent_answer(&mut self, answer: &LentAnswer) {
-        let Some(Waiting::Client { client, id }) = self.waiting.remove(Key::from_token(answer.token)) else {
-            self.counters.replies_unknown += 1;
-            return;
-        };
         let LentAnswer { status, version, slot, ballot, owner, ref value, .. } = *answer;
-        let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
-        self.clients.answer(client, reply, &mut self.counters);
+        match self.waiting.remove(Key::from_token(answer.token)) {
+            Some(Waiting::Client { client, id }) => {
+                let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
+                self.clients.answer(client, reply, &mut self.counters);
+            }
+            Some(Waiting::Web(ticket)) => {
+                self.counters.replies += 1;
+                ticket.give(Outcome { status, version, slot, ballot, value: value.clone() });
+            }
+            Some(Waiting::Shard { .. }) | None => self.counters.replies_unknown += 1,
+        }
     }
 
     fn on_lent_request(&mut self, now: Micros, from: ShardId, request: &LentRequest) {
@@ -373,6 +413,7 @@ impl<P: Protocol> Core<P> {
     pub(super) fn turn(&mut self) -> Next {
         let now = self.node.now();
         self.counters.turns += 1;
+        self.refresh_faults(now);
         if self.stop_by.is_none() && self.node.is_stopping() {
             self.stop_by = Some(now.plus(self.node.tuning.timers.stop_grace_us));
             self.protocol.on_stop(now, &mut self.out);
@@ -386,9 +427,7 @@ impl<P: Protocol> Core<P> {
             self.tick(now);
         }
         self.settle(now);
-        if self.node.cluster.wan.is_some() {
-            self.links.release(now);
-        }
+        self.links.release(now);
         self.links.send(&mut self.counters);
         self.clients.send(now, ticks, &mut self.counters);
         self.wake_mailed();
@@ -437,6 +476,11 @@ impl<P: Protocol> Core<P> {
                 Waiting::Client { client, id } => {
                     let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
                     self.clients.answer(client, reply, &mut self.counters);
+                }
+                Waiting::Web(ticket) => {
+                    self.counters.replies += 1;
+                    let value = Bytes::copy_from_slice(value);
+                    ticket.give(Outcome { status, version, slot, ballot, value });
                 }
                 Waiting::Shard { from, token } => {
                     let value = Bytes::copy_from_slice(value);
@@ -493,10 +537,8 @@ impl<P: Protocol> Core<P> {
         if let Some(flush_at) = self.protocol.flush_at() {
             next = next.min(flush_at);
         }
-        if self.node.cluster.wan.is_some() {
-            let releases = [self.links.next_release(), self.clients.next_release()];
-            next = releases.into_iter().flatten().fold(next, Micros::min);
-        }
+        let times = [self.links.next_release(), self.clients.next_release(), self.links.faults().next_end()];
+        next = times.into_iter().flatten().fold(next, Micros::min);
         Next::At(next.max(now.plus(1)))
     }
 }

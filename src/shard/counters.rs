@@ -45,6 +45,12 @@ pub(super) struct Counters {
     pub(super) connections_refused: u64,
     /// Requests taken from clients of this shard.
     pub(super) requests: u64,
+    /// Requests taken over HTTP.
+    pub(super) web_requests: u64,
+    /// HTTP connections taken.
+    pub(super) web_connections: u64,
+    /// HTTP connections closed because their time was over.
+    pub(super) web_timeouts: u64,
     /// Requests that this driver answered itself: overloaded, stopping, not valid.
     pub(super) requests_refused: u64,
     /// Answers sent to clients.
@@ -73,7 +79,7 @@ impl Counters {
     }
 
     /// By name.
-    pub(super) fn named(&self) -> [(&'static str, u64); 25] {
+    pub(super) fn named(&self) -> [(&'static str, u64); 28] {
         [
             ("io_turns", self.turns),
             ("io_flushes", self.flushes),
@@ -95,6 +101,9 @@ impl Counters {
             ("io_clients_welcomed", self.clients_welcomed),
             ("io_connections_refused", self.connections_refused),
             ("io_requests", self.requests),
+            ("io_web_requests", self.web_requests),
+            ("io_web_connections", self.web_connections),
+            ("io_web_timeouts", self.web_timeouts),
             ("io_requests_refused", self.requests_refused),
             ("io_replies", self.replies),
             ("io_requests_lent", self.requests_lent),

@@ -12,7 +12,7 @@ use std::{
 
 use glommio::{GlommioError, Task, net::TcpListener, timer::Timer};
 
-use super::{Host, Node, Shard, ShardContext, core::Next, log::Unlogged, sessions};
+use super::{Host, Node, Shard, ShardContext, core::Next, log::Unlogged, sessions, web};
 use crate::{
     failure::Failure,
     protocol::{Micros, Protocol},
@@ -85,10 +85,11 @@ where
 {
     let _guard = StopNodeOnPanic(Arc::clone(&node));
     let address = node.member().shards[usize::from(shard.0)];
-    let listener = match TcpListener::bind(address) {
-        Ok(listener) => listener,
-        Err(error) => {
-            let _ = tell.send(Err(bind_failure(address, &error)));
+    let listeners = listen(address).and_then(|own| Ok((own, node.member().http.map(listen).transpose()?)));
+    let (listener, http) = match listeners {
+        Ok(listeners) => listeners,
+        Err(failure) => {
+            let _ = tell.send(Err(failure));
             return;
         }
     };
@@ -96,6 +97,11 @@ where
     let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), listener))];
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
+    }
+    if let Some(listener) = http {
+        tasks.push(glommio::spawn_local(web::accept(Rc::clone(&this), listener)));
+        tasks.push(glommio::spawn_local(web::sweep(Rc::clone(&this))));
+        tasks.push(glommio::spawn_local(web::answer_questions(Rc::clone(&this))));
     }
     let _ = tell.send(Ok(()));
     Turns { shard: &this, alarm: None }.run().await;
@@ -119,6 +125,8 @@ fn context(node: &Node, shard: ShardId) -> ShardContext {
 async fn stop<P: Protocol>(shard: &Rc<Shard<P>>, tasks: Vec<Task<()>>) {
     shard.node.mailboxes.set_waker(shard.shard, None);
     shard.core.borrow_mut().close_all();
+    shard.web.stop();
+    shard.node.questions[usize::from(shard.shard.0)].close();
     for task in tasks {
         task.cancel().await;
     }
@@ -128,6 +136,9 @@ async fn stop<P: Protocol>(shard: &Rc<Shard<P>>, tasks: Vec<Task<()>>) {
         Timer::new(Duration::from_millis(1)).await;
         if shard.serving.get() == 0 || started.elapsed() >= CLOSE_PATIENCE {
             break;
+        }
+        if started.elapsed() >= CLOSE_PATIENCE / 2 {
+            shard.web.close_all();
         }
     }
     tracing::debug!(node = %shard.id(), shard = shard.shard.0, "stopped");
@@ -177,6 +188,10 @@ impl<P: Protocol> Turns<'_, P> {
         self.alarm = state.is_pending().then_some((next, timer));
         state.map(|_| ())
     }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).map_err(|error| bind_failure(address, &error))
 }
 
 fn bind_failure(address: SocketAddr, error: &GlommioError<()>) -> Failure {

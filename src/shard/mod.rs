@@ -11,7 +11,7 @@
 //! reactor wake their readers before the first of these runs. So the turn task, woken by the first reader, runs after
 //! the last: one flush and one send per connection serve them all, and batches form by themselves under load.
 //!
-//! Everything between two awaits is in `core`, which knows no task; `sessions` holds the tasks. A shard shares nothing
+//! Everything between two awaits is in `core`, which knows no task; `sessions` holds the tasks, and `web` those of HTTP. A shard shares nothing
 //! with the other shards of its node but `node` and `mailbox`.
 
 use std::{
@@ -37,6 +37,7 @@ mod counters;
 #[cfg(feature = "sim")]
 mod driven;
 mod executor;
+mod faults;
 mod hello;
 mod host;
 mod links;
@@ -49,6 +50,7 @@ mod receive;
 mod session;
 mod sessions;
 mod slab;
+mod web;
 
 pub use hello::{Code, PeerHello, Refusal};
 
@@ -93,6 +95,8 @@ pub(crate) struct Shard<P> {
     wake: notify::Notify,
     /// Accepted connections whose tasks have not ended.
     serving: Cell<usize>,
+    /// HTTP connections.
+    web: web::Web,
     node: Arc<Node>,
     shard: ShardId,
     hello: PeerHello,
@@ -107,6 +111,7 @@ impl<P: Protocol> Shard<P> {
             core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log)),
             wake: notify::Notify::default(),
             serving: Cell::new(0),
+            web: web::Web::default(),
             hello: node.hello(shard),
             welcome: wire::frame(Kind::ClientWelcome, shard.0, 0, &welcome),
             node,

@@ -4,14 +4,16 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
 use super::{
+    faults::Faults,
     hello::{Incarnations, PeerHello},
     mailbox::Mailboxes,
+    web::Questions,
 };
 use crate::{
     api::native::{ClientWelcome, WelcomeNode},
@@ -60,6 +62,11 @@ pub(crate) struct Node {
     stop_all: Arc<AtomicBool>,
     pub(super) incarnations: Incarnations,
     pub(super) mailboxes: Mailboxes,
+    pub(super) faults: Faults,
+    /// HTTP connections that are open, over all shards.
+    pub(super) web_connections: AtomicUsize,
+    /// Questions for each shard.
+    pub(super) questions: Vec<Questions>,
     clock: Clock,
     failure: Mutex<Option<Failure>>,
     /// Whether each link is up, by shard, then by node.
@@ -79,6 +86,9 @@ impl Node {
         Self {
             incarnations: Incarnations::new(cluster.nodes.len()),
             mailboxes: Mailboxes::new(cluster.shards),
+            faults: Faults::default(),
+            web_connections: AtomicUsize::new(0),
+            questions: (0..cluster.shards).map(|_| Questions::default()).collect(),
             clock: Clock::Monotonic(Instant::now()),
             failure: Mutex::new(None),
             links: (0..links).map(|_| AtomicBool::new(false)).collect(),
@@ -146,6 +156,11 @@ impl Node {
     /// Records whether a link is up.
     pub(super) fn set_link(&self, shard: ShardId, peer: NodeIndex, up: bool) {
         self.links[usize::from(shard.0) * self.cluster.nodes.len() + peer.index()].store(up, Ordering::Release);
+    }
+
+    /// Whether a link is up.
+    pub(super) fn is_link_up(&self, shard: ShardId, peer: NodeIndex) -> bool {
+        self.links[usize::from(shard.0) * self.cluster.nodes.len() + peer.index()].load(Ordering::Acquire)
     }
 
     /// The links that are down.

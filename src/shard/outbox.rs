@@ -61,6 +61,11 @@ impl FrameQueue {
         self.held.front().map(|(release, _)| *release)
     }
 
+    /// When the last frame that is held is released.
+    pub(super) fn last_release(&self) -> Option<Micros> {
+        self.held.back().map(|(release, _)| *release)
+    }
+
     /// Bytes that could be sent now.
     pub(super) fn ready_bytes(&self) -> usize {
         self.ready_bytes

@@ -182,6 +182,7 @@ impl Session {
             return Err(Refusal::new(Code::Member, reason).into());
         }
         shard.node.incarnations.check(peer, &said)?;
+        not_cut(shard, peer)?;
         self.connection.send_now(&shard.hello.frame(Kind::PeerWelcome))?;
         self.link_up(shard, peer)
     }
@@ -208,6 +209,7 @@ impl Session {
     }
 
     fn link_up<P: Protocol>(&self, shard: &Shard<P>, peer: NodeIndex) -> Result<Stage, Ended> {
+        not_cut(shard, peer)?;
         let sockets = &shard.node.tuning.sockets;
         self.connection.socket().set_buffers(sockets.send_buffer_bytes, sockets.receive_buffer_bytes)?;
         let serial = shard.core.borrow_mut().link_up(peer, Rc::clone(&self.connection));
@@ -245,6 +247,14 @@ impl Session {
         }
         core.disconnected(self.key);
         shard.wake.notify();
+    }
+}
+
+/// No connection becomes a link while an injected fault cuts it.
+fn not_cut<P: Protocol>(shard: &Shard<P>, peer: NodeIndex) -> Result<(), Ended> {
+    match shard.core.borrow().is_cut(peer) {
+        true => Err(Ended::Gone(io::Error::other("an injected fault cuts the link"))),
+        false => Ok(()),
     }
 }
 

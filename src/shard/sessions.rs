@@ -75,6 +75,9 @@ pub(super) async fn dial<P: Protocol>(shard: Rc<Shard<P>>, peer: NodeIndex) {
 /// One attempt: whether the link was up, and why it is not any more.
 async fn dial_once<P: Protocol>(shard: &Shard<P>, peer: NodeIndex) -> (bool, io::Error) {
     let address = shard.node.cluster.member(peer).shards[usize::from(shard.shard.0)];
+    if shard.core.borrow().is_cut(peer) {
+        return (false, io::Error::other("an injected fault cuts the link"));
+    }
     let mut stream = match TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
         Ok(stream) => stream,
         Err(glommio::GlommioError::IoError(error)) => return (false, error),

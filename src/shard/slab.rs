@@ -32,6 +32,12 @@ struct Place<T> {
     entry: Option<T>,
 }
 
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Slab<T> {
     /// Without entries.
     pub(super) const fn new() -> Self {

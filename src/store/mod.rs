@@ -1,7 +1,9 @@
 //! The key-value state machine: deterministic, per object, the same on every replica after the same commands.
 
+mod history;
 mod recent;
 
+pub use history::{History, Version};
 pub use recent::{Judgement, OLDER_MAX, Recent, SESSIONS_MAX, Session};
 
 use crate::command::{Command, Expect, Op, Status};

@@ -196,7 +196,8 @@ impl PaxiConfig {
     pub fn to_toml(&self) -> String {
         let (cluster, _) = self.to_cluster();
         let mut text = cluster.to_toml();
-        let _ = writeln!(text, "\n# The benchmark block, for the load generator:");
+        let _ =
+            writeln!(text, "\n# The benchmark block, which `wpaxos-load --benchmark` reads from the Paxi file itself:");
         self.benchmark.to_string().lines().for_each(|line| text += &format!("#   {line}\n"));
         if self.thrifty {
             text += "\n# thrifty, for the tuning file:\n#   [batch]\n#   thrifty = true\n";

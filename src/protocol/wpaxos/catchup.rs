@@ -34,6 +34,7 @@ impl WPaxos {
         while known.tail.first().is_some_and(|first| first.slot <= applied) {
             known.tail.pop_first();
         }
+        self.note_version(object);
         self.counters.installed += 1;
         self.executable.push(object);
     }

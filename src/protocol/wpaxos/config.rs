@@ -4,7 +4,9 @@ use super::Ballot;
 use crate::{
     mutant::Mutant,
     quorum::{QuorumError, Quorums},
-    topology::{Cluster, Home, InitialOwner, NodeId, NodeIndex, NodeSet, StealPolicy, WanMatrix, ZoneIndex},
+    topology::{
+        Cluster, HistoryBounds, Home, InitialOwner, NodeId, NodeIndex, NodeSet, StealPolicy, WanMatrix, ZoneIndex,
+    },
     tuning::{Batch, Flow, Timers, Tuning},
 };
 
@@ -46,6 +48,8 @@ pub struct Config {
     pub flow: Flow,
     /// Times.
     pub timers: Timers,
+    /// What is kept of earlier values, if anything.
+    pub history: Option<HistoryBounds>,
     /// A bug planted by a test of the simulator.
     pub mutant: Option<Mutant>,
 }
@@ -84,6 +88,7 @@ impl Config {
             batch: tuning.batch,
             flow: tuning.flow,
             timers: tuning.timers,
+            history: cluster.history,
             mutant: None,
         })
     }

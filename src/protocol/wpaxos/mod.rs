@@ -17,6 +17,7 @@
 //! | `membership` | who is alive, who is near |
 //! | `replay` | recovery from the log |
 //! | `state` | which states are the same |
+//! | `view` | what people ask about objects |
 
 mod ballot;
 mod catchup;
@@ -39,6 +40,7 @@ mod steal;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -59,8 +61,8 @@ use stream::OwnStream;
 use crate::{
     command::Command,
     mutant::Mutant,
-    protocol::{Micros, Outputs, Protocol, Record, RecordId, Request},
-    store::ObjectState,
+    protocol::{Micros, Outputs, Ownership, Protocol, Record, RecordId, Request, Taking},
+    store::{History, ObjectState, Version},
     topology::{NodeIndex, NodeSet},
     wire::{Frame, FrameError, Kind},
 };
@@ -159,6 +161,8 @@ pub struct WPaxos {
     distances: Distances,
     random: Random,
     counters: Counters,
+    /// Earlier values, if any are kept.
+    history: Option<Box<History>>,
     stopping: bool,
     /// Peers that have ever let this incarnation in: that have sent it a frame.
     met: NodeSet,
@@ -212,6 +216,7 @@ impl WPaxos {
             distances: Distances::new(config.zones),
             random: Random(config.seed),
             counters: Counters::default(),
+            history: config.history.map(|kept| Box::new(History::new(kept.versions_per_key, kept.bytes_max))),
             stopping: false,
             met: NodeSet::EMPTY,
             eager: NodeSet::EMPTY,
@@ -475,6 +480,27 @@ impl Protocol for WPaxos {
         let mut list = self.counters.list();
         list.push(("objects", self.objects.len() as u64));
         list.push(("waiting_requests", self.requests.len() as u64));
+        if let Some(history) = &self.history {
+            list.push(("history_bytes", history.bytes() as u64));
+        }
         list
+    }
+
+    fn history(&self, key: &[u8]) -> Option<Vec<Version>> {
+        self.versions_of(key)
+    }
+
+    fn ownership(&self, key: &[u8]) -> Option<Ownership> {
+        self.objects.find(key).map(|object| self.ownership_of(object))
+    }
+
+    fn ownerships(&self, after: Option<&[u8]>, limit: usize) -> Vec<Ownership> {
+        self.ownerships_after(after, limit)
+    }
+
+    fn take(&mut self, now: Micros, key: &[u8], out: &mut Outputs) -> Taking {
+        let taking = self.take_object(now, key);
+        self.settle(now, out);
+        taking
     }
 }

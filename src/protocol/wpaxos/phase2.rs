@@ -241,6 +241,8 @@ impl WPaxos {
         if object.tail.first().is_some_and(|first| first.slot == entry.slot) {
             object.tail.pop_first();
         }
+        self.note_version(entry.object);
+        let object = &self.objects[entry.object];
         let with_value = command.op() == Op::Get;
         let (status, version, slot) = (executed.status, executed.version, entry.slot);
         if !object.tail.is_empty() || object.rare.is_some() {
@@ -536,7 +538,9 @@ impl WPaxos {
             return;
         }
         known.execute(&self.config, slot, command);
+        self.note_version(object);
         self.counters.learned += 1;
+        let known = &mut self.objects[object];
         if known.tail.first().is_some_and(|first| first.slot == slot) {
             known.tail.pop_first();
         }
@@ -547,8 +551,9 @@ impl WPaxos {
 
     /// Executes decided slots that have become the next ones; then tells whoever waited for this object.
     pub(super) fn after_execution(&mut self, now: Micros, object: ObjectIndex, out: &mut Outputs) {
-        let known = &mut self.objects[object];
-        while let Some(first) = known.tail.first() {
+        loop {
+            let known = &mut self.objects[object];
+            let Some(first) = known.tail.first() else { break };
             if first.slot <= known.applied {
                 known.tail.pop_first();
                 continue;
@@ -560,6 +565,7 @@ impl WPaxos {
             let (slot, bytes) = (first.slot, bytes.clone());
             known.execute(&self.config, slot, Command::view(&bytes));
             known.tail.pop_first();
+            self.note_version(object);
         }
         if self.objects[object].rare.is_some() {
             self.settle_limbo(now, object, out);
