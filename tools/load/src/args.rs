@@ -41,8 +41,9 @@ pub enum Command {
 /// The flags of `check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// Rows KEY,INPUT,OUTPUT,START,END, perhaps with a VERSION, as Paxi's checker reads them: whole numbers, times in nanoseconds. A
-    /// write has an INPUT, a read an OUTPUT (0: no value); END 9223372036854775807: no answer came. At most 20,000,000 rows
+    /// Rows KEY,INPUT,OUTPUT,START,END, perhaps with a VERSION, as Paxi's checker reads them: whole numbers, times in
+    /// nanoseconds. A write has an INPUT, a read an OUTPUT (0: no value); END 9223372036854775807: no answer came. At
+    /// most 20,000,000 rows
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// No key had a value before the first row. Without it the value that somebody read and no row wrote is taken to
