@@ -6,7 +6,7 @@
 //! | 2 | the command line, the cluster file or the tuning file is wrong |
 //! | 3 | an address is in use |
 //! | 4 | the environment does not allow it: locked memory, io_uring, an address that is not ours |
-//! | 5 | refused by peers: this replica has lost its state and must not vote |
+//! | 5 | refused: by peers, because this replica has lost its state; by the master, because its id is alive |
 //! | 6 | a second signal came before the replica had stopped |
 //! | 70 | a bug |
 
@@ -29,7 +29,7 @@ pub enum Failure {
     /// The system does not allow it.
     #[error("{0}")]
     Environment(String),
-    /// The peers will not have it.
+    /// The peers, or the master, will not have it.
     #[error("{0}")]
     Refused(String),
     /// A bug.

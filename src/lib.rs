@@ -11,6 +11,7 @@
 //! | [`command`] | client commands and their outcomes |
 //! | [`mutant`] | known bugs that the simulator's tests plant, to prove that it finds them |
 //! | [`store`] | the key-value state machine, deterministic, per object |
+//! | [`linear`] | linearizability of what clients saw, for the simulator and the load generator |
 //! | [`quorum`] | quorum systems, asked by question |
 //! | [`config`] | the files that operators write: reading and checking them |
 //! | [`protocol`] | the sans-IO `Protocol` trait and WPaxos behind it |
@@ -18,6 +19,7 @@
 //! | [`api`] | what clients speak: native frames, HTTP |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
 //! | [`server`], [`local`] | one replica; a whole cluster in one process |
+//! | [`master`] | hands one configuration to all replicas and clients that ask for it |
 //! | [`failure`] | why a replica ended, and its exit codes |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //! | [`cmd`] | `wpaxos cmd`: one-off commands |
@@ -32,7 +34,9 @@ pub mod cmd;
 pub mod command;
 pub mod config;
 pub mod failure;
+pub mod linear;
 pub mod local;
+pub mod master;
 pub mod mutant;
 pub mod protocol;
 pub mod quorum;

@@ -1,16 +1,22 @@
 //! The `wpaxos` binary: see `wpaxos --help`.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 use wpaxos::{
     cmd::{self, CmdArgs},
-    config::ConfigError,
+    config::{ConfigError, Configuration},
     failure::Failure,
     local::{LocalCluster, LocalHttp, LocalOptions},
+    master::{self, MasterArgs, MasterError, Place, Registration},
     server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
-    topology::{Cluster, HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
+    topology::{HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::Tuning,
 };
 
@@ -20,7 +26,7 @@ Exit codes:
   2   the command line, the cluster file or the tuning file is wrong
   3   an address is in use
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
-  5   refused by the peers: this replica has lost its state and must not vote
+  5   refused: by the peers (it has lost its state), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
   70  a bug";
 
@@ -40,6 +46,9 @@ enum Command {
     /// Run one replica.
     #[command(after_help = EXIT_CODES)]
     Server(ServerArgs),
+    /// Hand one configuration to all replicas and clients that ask for it.
+    #[command(after_help = EXIT_CODES)]
+    Master(MasterArgs),
     /// Run a whole cluster in this process, on loopback, for trying out.
     #[command(after_help = EXIT_CODES)]
     Local(LocalArgs),
@@ -60,18 +69,38 @@ enum LogLevel {
 
 #[derive(Args)]
 struct ServerArgs {
-    /// Which node of the cluster file this is: ZONE.NODE, as in 1.2.
+    /// Which node of the cluster this is: ZONE.NODE, as in 1.2.
     #[arg(long)]
     id: NodeId,
-    /// The cluster file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// The tuning file; built-in defaults without one.
+    /// The cluster file, or Paxi's JSON configuration.
+    #[arg(long, value_name = "FILE", required_unless_present = "master", conflicts_with = "master")]
+    config: Option<PathBuf>,
+    /// The master that hands out the configuration, instead of a file; port 1735 if none is given. Waits for it.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    master: Option<String>,
+    /// With --master: where this replica listens and others reach it [default: the IP by which this machine reaches the
+    /// master, and a port that the master chooses]
+    #[arg(long, value_name = "IP[:PORT]", requires = "master", conflicts_with = "config")]
+    address: Option<Place>,
+    /// With --master: where it serves HTTP [default: the IP of --address, and a port that the master chooses]
+    #[arg(long, value_name = "IP[:PORT]", requires = "master", conflicts_with = "config")]
+    http_address: Option<Place>,
+    /// The tuning file; that of the master without one, or built-in defaults.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
+    /// The protocol; all replicas of a cluster run the same.
+    #[arg(long, alias = "algorithm", value_name = "NAME", default_value = "wpaxos")]
+    protocol: ProtocolName,
     /// What survives the process.
     #[arg(long, value_name = "MODE", default_value = "none")]
     durability: Durability,
+}
+
+/// What the replicas of a cluster agree by.
+#[derive(Clone, Copy, ValueEnum)]
+enum ProtocolName {
+    /// Multi-leader Paxos with flexible quorums and object stealing.
+    Wpaxos,
 }
 
 /// What survives the process.
@@ -111,6 +140,9 @@ struct LocalArgs {
     /// The tuning file of all nodes; built-in defaults without one.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
+    /// The protocol.
+    #[arg(long, alias = "algorithm", value_name = "NAME", default_value = "wpaxos")]
+    protocol: ProtocolName,
     /// The quorum system.
     #[arg(long, value_name = "SYSTEM", default_value = "floor")]
     quorum: QuorumName,
@@ -161,6 +193,7 @@ fn main() -> ExitCode {
     exit_on_panic();
     let ended = match cli.command {
         Command::Server(args) => server(args),
+        Command::Master(args) => signals().and_then(|stop| master::run(args, stop)),
         Command::Local(args) => local(args),
         Command::Cmd(args) => return one_off(args),
     };
@@ -199,16 +232,41 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
         let message = "--durability: only `none` is available yet: state is in memory and is lost on exit";
         return Err(Failure::Config(message.to_owned()));
     }
-    let cluster = Cluster::load(&args.config).map_err(config_failure)?;
+    let ProtocolName::Wpaxos = args.protocol;
+    let stop = signals()?;
+    let (cluster, tuning, registration) = match (&args.master, &args.config) {
+        (Some(master), _) => match register(&args, master, &stop) {
+            Ok(registration) => (registration.cluster.clone(), registration.tuning.clone(), Some(registration)),
+            Err(MasterError::Stopped(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        },
+        (None, Some(file)) => {
+            let Configuration { cluster, tuning, notes } =
+                Configuration::load(file, args.tuning.as_deref()).map_err(config_failure)?;
+            notes.iter().for_each(|note| tracing::info!("{note}"));
+            (cluster, tuning, None)
+        }
+        (None, None) => unreachable!("one of the two is required"),
+    };
+    let tuning = args.tuning.map_or(Ok(tuning), |file| Tuning::load(file).map_err(config_failure))?;
     raise_open_files_limit(&cluster);
-    let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning(args.tuning)?));
-    options.stop = signals()?;
+    let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning));
+    options.stop = stop;
     let server = Server::start(options)?;
+    if let Some(registration) = registration {
+        registration.up();
+    }
     tracing::info!(node = %server.id(), "ready");
     server.wait()
 }
 
+fn register(args: &ServerArgs, master: &str, stop: &AtomicBool) -> Result<Registration, MasterError> {
+    let mut on_wait = |text: &str| tracing::info!("{text}");
+    master::register(master, args.id, args.address, args.http_address, stop, &mut on_wait)
+}
+
 fn local(args: LocalArgs) -> Result<(), Failure> {
+    let ProtocolName::Wpaxos = args.protocol;
     let options = LocalOptions {
         zones: args.zones,
         nodes: args.nodes,
@@ -262,7 +320,7 @@ fn print_local(local: &LocalCluster) {
     println!("Ctrl-C stops it");
 }
 
-fn signals() -> Result<Arc<std::sync::atomic::AtomicBool>, Failure> {
+fn signals() -> Result<Arc<AtomicBool>, Failure> {
     stop_on_signals().map_err(|error| Failure::Environment(format!("cannot handle signals: {error}")))
 }
 

@@ -38,12 +38,12 @@ const UNFINISHED: &[&str] = &[concat!("to", "do!"), concat!("unimpl", "emented!"
 const LAYERS: &[&[&str]] = &[
     &["topology", "tuning", "failure", "mutant"],
     &["command", "quorum"],
-    &["store"],
+    &["store", "linear"],
     &["wire"],
     &["protocol"],
     &["api", "config"],
     &["shard", "client"],
-    &["server", "sim"],
+    &["server", "master", "sim"],
     &["local", "cmd"],
     &["lib", "main"],
 ];

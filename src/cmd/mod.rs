@@ -9,6 +9,7 @@
 //! | `verbs` | what can be typed |
 //! | `session` | how the cluster is reached |
 //! | `keys` | commands that the native protocol carries |
+//! | `convert` | configurations as our cluster file |
 //! | `operate` | commands that go to single nodes over HTTP |
 //! | `prompt`, `complete` | lines of a terminal or a pipe; completion |
 //! | `report`, `exit` | what is printed; exit codes |
@@ -26,6 +27,7 @@ use serde_json::json;
 use crate::{
     client::{ClientError, RequestError},
     config::ConfigError,
+    master::{MasterError, PATIENCE},
     topology::Cluster,
 };
 
@@ -39,6 +41,7 @@ use {
 };
 
 mod complete;
+mod convert;
 mod exit;
 mod keys;
 mod operate;
@@ -54,10 +57,14 @@ mod verbs;
 pub struct CmdArgs {
     #[command(flatten)]
     target: TargetArgs,
+    /// With --master: the longest to wait for it and for its replicas, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    wait_s: u64,
     /// The zone to count as being in, from 1; that of the first node that answers without it.
     #[arg(long, value_name = "ZONE", value_parser = clap::value_parser!(u8).range(1..))]
     zone: Option<u8>,
-    /// The cluster's name, checked before anything is sent; with --config, the file's without it.
+    /// The cluster's name, checked before anything is sent; with --config or --master, theirs without it.
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
     /// The longest that one command may take, or the answer of one node, or reaching the cluster, in milliseconds.
@@ -80,7 +87,9 @@ pub struct CmdArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum CmdError {
     /// No cluster was named.
-    #[error("name the cluster: --config FILE, or --seed HOST:PORT with the address of any of its shards")]
+    #[error(
+        "name the cluster: --config FILE, --master HOST, or --seed HOST:PORT with the address of any of its shards"
+    )]
     NoTarget,
     /// No node has an HTTP address, and the command needs one.
     #[error(
@@ -91,6 +100,9 @@ pub enum CmdError {
     /// The cluster file is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The master gives no configuration.
+    #[error(transparent)]
+    Master(#[from] MasterError),
     /// There is no client.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -108,9 +120,9 @@ impl CmdError {
     /// With the `outcome` of `--json`.
     fn code(&self) -> (u8, &'static str) {
         let code = match self {
-            Self::NoTarget | Self::NoHttp | Self::Config(_) => USAGE,
+            Self::NoTarget | Self::NoHttp | Self::Config(_) | Self::Master(MasterError::Address { .. }) => USAGE,
             Self::Client(error) => code_of_client(error),
-            Self::Terminal(_) => UNREACHABLE,
+            Self::Master(_) | Self::Terminal(_) => UNREACHABLE,
         };
         (code, if code == USAGE { "usage" } else { "unreachable" })
     }
@@ -142,9 +154,7 @@ pub fn run(args: CmdArgs) -> Result<ExitCode, CmdError> {
     let mut to = Output { out: &mut out, json, terminal };
     let code = if prompts && terminal && io::stdin().is_terminal() {
         let file = prompt::history_file().filter(|_| !args.no_history_file);
-        Session::new(&args)
-            .map_err(CmdError::from)
-            .and_then(|mut session| prompt::edit(&mut session, file.as_deref(), &mut to))
+        Session::new(&args).and_then(|mut session| prompt::edit(&mut session, file.as_deref(), &mut to))
     } else {
         run_to(&args, &mut io::stdin().lock(), &mut to)
     };
@@ -213,6 +223,7 @@ fn try_execute(session: &mut Session, verb: &Verb) -> Result<Report, CmdError> {
             }
         }
         Verb::Heal { nodes } => operate::heal(&session.admin()?, nodes),
+        Verb::Convert { file } => convert::convert(file)?,
     })
 }
 

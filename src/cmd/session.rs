@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CmdArgs, CmdError, cluster_seeds};
 use crate::{
     client::{Client, Options, admin::Admin},
-    config::ConfigError,
+    master,
     protocol::ReadMode,
     topology::{Cluster, NodeId},
 };
@@ -19,9 +19,12 @@ pub(super) struct TargetArgs {
     /// A shard of a node of the cluster, any; may be given several times.
     #[arg(long = "seed", value_name = "HOST:PORT")]
     pub(super) seeds: Vec<String>,
-    /// The cluster file.
+    /// The cluster file, or Paxi's JSON configuration.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// The master that hands out the configuration; port 1735 if none is given. Waits for it: see --wait-s.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(super) master: Option<String>,
 }
 
 /// A cluster that commands are for. Nothing is sent before a command needs it.
@@ -35,12 +38,19 @@ pub(super) struct Session {
 
 impl Session {
     /// # Errors
-    /// If there is a cluster file, and it is wrong.
-    pub(super) fn new(args: &CmdArgs) -> Result<Self, ConfigError> {
+    /// If there is a cluster file, and it is wrong; if there is a master, and it gives no configuration in time.
+    pub(super) fn new(args: &CmdArgs) -> Result<Self, CmdError> {
         let mut options = Options::to(&args.target.seeds);
         let mut members = None;
-        if let Some(file) = &args.target.config {
-            let cluster = Cluster::load(file)?;
+        let cluster = match (&args.target.config, &args.target.master) {
+            (Some(file), _) => Some(Cluster::load(file)?),
+            (None, Some(master)) => {
+                let patience = Duration::from_secs(args.wait_s);
+                Some(master::fetch(master, patience, &mut |text| eprintln!("{text}"))?.0)
+            }
+            (None, None) => None,
+        };
+        if let Some(cluster) = cluster {
             members = Some(cluster.nodes.iter().map(|member| (member.id, member.http)).collect());
             options = Options { cluster: Some(cluster.name.clone()), ..Options::to(cluster_seeds(&cluster)) };
         }

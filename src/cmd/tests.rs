@@ -383,3 +383,35 @@ fn verbs_that_need_http_say_how_to_have_it() {
     let error = run(&["--seed", &fake.addresses[0].to_string(), "status"], "").unwrap_err();
     assert!(matches!(error, CmdError::NoHttp), "{error}");
 }
+
+#[test]
+fn configurations_are_converted_without_a_cluster() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.json");
+    std::fs::write(&file, r#"{"address": {"1.1": "10.0.0.1:1"}, "policy": "majority"}"#).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, toml) = run(&["convert", file], "").unwrap();
+    let cluster = Cluster::parse(&toml, Path::new("c.toml")).unwrap();
+    assert_eq!((code, &cluster), (OK, &Cluster::load(file).unwrap()));
+    let (_, line) = run(&["--json", "convert", file], "").unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let notes = line["notes"].as_array().unwrap();
+    assert!(line["outcome"] == "converted" && line["toml"].is_string());
+    assert!(notes.iter().any(|note| note.as_str().unwrap().contains("length of an interval in seconds")), "{notes:?}");
+
+    let ours = directory.path().join("c.toml");
+    std::fs::write(&ours, &toml).unwrap();
+    assert_eq!(run(&["convert", ours.to_str().unwrap()], "").unwrap(), (OK, cluster.to_toml()));
+    let error = run(&["convert", "no-such.json"], "").unwrap_err();
+    assert!(error.to_string().contains("no-such.json") && error.exit_code() == ExitCode::from(USAGE), "{error}");
+}
+
+#[test]
+fn a_master_that_is_not_there_is_waited_for_and_given_up() {
+    let error = run(&["--master", "127.0.0.1:1", "--wait-s", "1", "get", "k"], "").unwrap_err();
+    assert!(matches!(error, CmdError::Master(MasterError::Patience { .. })), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::from(UNREACHABLE));
+    let error = run(&["--master", ":1", "get", "k"], "").unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::from(USAGE));
+    assert!(parse(&["--master", "a", "--config", "b", "get", "k"]).is_err(), "two clusters");
+}

@@ -1,6 +1,6 @@
 //! What can be asked for, as it is typed: on the command line, and at the prompt.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -155,6 +155,11 @@ pub(super) enum Verb {
         /// Lose only what the others send to these nodes, as Paxi does; what these send arrives.
         #[arg(long)]
         one_way: bool,
+    },
+    /// Print a configuration, Paxi's JSON or a cluster file, as a cluster file: complete, and checked. Needs no cluster.
+    Convert {
+        /// The file.
+        file: PathBuf,
     },
     /// End all injected faults.
     Heal {

@@ -50,7 +50,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    ConfigError, FieldError, parse, read,
+    ConfigError, FieldError, parse,
     settings::{FaultsFile, HistoryFile, HttpFile},
     suggest,
 };
@@ -144,26 +144,32 @@ struct NodeFile {
 }
 
 impl Cluster {
-    /// Reads and checks a cluster file.
-    ///
-    /// # Errors
-    /// If the file, or a matrix of distances that it names, cannot be read or is not right, with the field.
-    pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let file = file.as_ref();
-        Self::parse(&read(file)?, file)
-    }
-
-    /// The same for the text of a cluster file. `file` is for messages, and what it names is looked for beside it.
-    ///
-    /// # Errors
-    /// As [`Cluster::load`].
-    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+    /// Reads the text of a cluster file. `file` is for messages, and what it names is looked for beside it.
+    pub(super) fn parse_toml(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let contents: ClusterFile = parse(text, file)?;
         contents.check(file.parent().unwrap_or(Path::new(""))).map_err(|wrong| wrong.in_file(file))
+    }
+
+    /// Checks what can be checked of a cluster file whose nodes are still to come, and gives its number of shards.
+    pub(super) fn check_template(text: &str, file: &Path) -> Result<u16, ConfigError> {
+        let contents: ClusterFile = parse(text, file)?;
+        contents.check_template().map_err(|wrong| wrong.in_file(file))
     }
 }
 
 impl ClusterFile {
+    fn check_template(&self) -> Result<u16, FieldError> {
+        if !self.node.is_empty() {
+            let problem = "a template has none: nodes are those that register; take them out";
+            return Err(FieldError::new("node", problem));
+        }
+        check_name("name", &self.name)?;
+        self.steal.check()?;
+        self.http.check()?;
+        self.history.check()?;
+        Ok(integer("shards", self.shards.unwrap_or(1), 1, u16::MAX.into())? as u16)
+    }
+
     fn check(self, directory: &Path) -> Result<Cluster, FieldError> {
         check_name("name", &self.name)?;
         let shards = integer("shards", self.shards.unwrap_or(1), 1, u16::MAX.into())?;

@@ -1,4 +1,5 @@
-//! The files that operators write, the cluster file and the tuning file: reading and checking them.
+//! The files that operators write, the cluster file and the tuning file, and Paxi's configuration: reading and checking
+//! them.
 //!
 //! Their types are in [`crate::topology`] and [`crate::tuning`]; this module stands above them because it asks
 //! [`crate::quorum`] whether a cluster is sound. Every error names the file, the field and what would be right.
@@ -11,8 +12,12 @@ use std::{
 use serde::de::DeserializeOwned;
 
 mod cluster;
+mod load;
+pub mod paxi;
 mod settings;
 mod tuning;
+
+pub use load::{Configuration, Template, convert};
 
 /// Why a file that an operator wrote is not taken.
 #[derive(Debug, thiserror::Error)]

@@ -11,8 +11,8 @@
 //! reactor wake their readers before the first of these runs. So the turn task, woken by the first reader, runs after
 //! the last: one flush and one send per connection serve them all, and batches form by themselves under load.
 //!
-//! Everything between two awaits is in `core`, which knows no task; `sessions` holds the tasks, and `web` those of HTTP.
-//! A shard shares nothing with the other shards of its node but `node` and `mailbox`.
+//! Everything between two awaits is in `core`, which knows no task; `sessions` holds the tasks, and `web` those of HTTP. A
+//! shard shares nothing with the other shards of its node but `node` and `mailbox`.
 
 use std::{
     cell::{Cell, RefCell},

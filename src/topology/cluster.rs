@@ -339,7 +339,7 @@ impl StealPolicy {
         }
     }
 
-    fn write_toml(self, text: &mut String) {
+    pub(crate) fn write_toml(self, text: &mut String) {
         let _ = writeln!(text, "\n[steal]\npolicy = \"{}\"", self.name());
         let _ = match self {
             Self::None | Self::Immediate => Ok(()),

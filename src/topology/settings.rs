@@ -53,7 +53,7 @@ impl Default for HttpSettings {
 }
 
 impl HttpSettings {
-    pub(super) fn write_toml(self, text: &mut String) {
+    pub(crate) fn write_toml(self, text: &mut String) {
         let Self { missing, body_bytes_max, idle_timeout_us, request_timeout_us, connections_max } = self;
         let (missing, idle, request) = (missing.name(), Thousandths(idle_timeout_us), Thousandths(request_timeout_us));
         let _ = writeln!(text, "\n[http]\nmissing = \"{missing}\"\nbody_bytes_max = {body_bytes_max}");
@@ -79,7 +79,7 @@ impl Default for HistoryBounds {
 }
 
 impl HistoryBounds {
-    pub(super) fn write_toml(history: Option<Self>, text: &mut String) {
+    pub(crate) fn write_toml(history: Option<Self>, text: &mut String) {
         let Self { versions_per_key, bytes_max } = history.unwrap_or_default();
         let _ = writeln!(text, "\n[history]\nenabled = {}", history.is_some());
         if history.is_some() {

@@ -28,6 +28,7 @@ mod replicas;
 
 use std::fmt;
 
+pub use crate::linear::value_number;
 pub use agreement::{Accepted, Agreement, Held};
 pub use liveness::{Liveness, Snapshot};
 pub use memory::{Memory, Sizes};
@@ -142,12 +143,6 @@ pub fn key_name(key: u64) -> Vec<u8> {
 /// The number of a key; `None` if it is not named as the simulator's keys are.
 pub fn key_number(name: &[u8]) -> Option<u64> {
     std::str::from_utf8(name.strip_prefix(b"key-")?).ok()?.parse().ok()
-}
-
-/// The number that a value begins with; 0 if there is no value, or one too short for a number.
-pub fn value_number(value: Option<&[u8]>) -> u64 {
-    let bytes = value.and_then(|value| value.first_chunk::<8>());
-    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

@@ -9,8 +9,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// With no subcommand it does `run`, and with no flag at all it starts a cluster of its own on loopback
 /// (3 zones of 3 nodes) and keeps 128 requests in flight for 10 seconds.
 ///
+/// Paxi's benchmark settings are understood under their own names too (T, N, K, W, Throttle, Concurrency, …), as flags
+/// and from its JSON by --benchmark.
+///
 /// Exit codes: 0 a valid run was reported; 1 the run could not be made; 2 a flag is wrong;
-/// 3 a run was reported that is not valid (interrupted, too many errors, behind its schedule), and the report says why.
+/// 3 a run was reported that is not valid (interrupted, too many errors, behind its schedule, a linearizability check
+/// that came to no end), and the report says why; 4 the history is not linearizable.
 #[derive(Parser, Debug)]
 #[command(name = "wpaxos-load", version, max_term_width = 110, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -29,6 +33,23 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Show saved runs side by side: throughput, percentiles, and the settings in which they differ
     Compare(CompareArgs),
+    /// Judge a history that `run --history-csv` wrote: is it linearizable? Exit code 0 if so, 4 if not, 3 if the search
+    /// came to no end, 1 if the file cannot be read
+    Check(CheckArgs),
+}
+
+/// The flags of `check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Rows KEY,INPUT,OUTPUT,START,END, perhaps with a VERSION, as Paxi's checker reads them: whole numbers, times in
+    /// nanoseconds. A write has an INPUT, a read an OUTPUT (0: no value); END 9223372036854775807: no answer came. At
+    /// most 20,000,000 rows
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// No key had a value before the first row. Without it the value that somebody read and no row wrote is taken to
+    /// have been there
+    #[arg(long)]
+    pub fresh: bool,
 }
 
 /// The flags of `compare`.
@@ -85,9 +106,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Own local cluster")]
     pub tuning: Option<PathBuf>,
 
-    /// Cluster file of a running cluster
+    /// Cluster file of a running cluster, ours or Paxi's JSON
     #[arg(long, value_name = "FILE", help_heading = "Somebody else's cluster")]
     pub config: Option<PathBuf>,
+    /// Master of a running cluster, which tells where its nodes are; port 1735 if none is given. It is waited for up to a
+    /// minute
+    #[arg(long, value_name = "HOST[:PORT]", help_heading = "Somebody else's cluster")]
+    pub master: Option<String>,
     /// Address of any shard of any node of a running cluster; may be given several times
     #[arg(long, value_name = "HOST:PORT", help_heading = "Somebody else's cluster")]
     pub seed_address: Vec<String>,
@@ -97,7 +122,7 @@ pub struct RunArgs {
     pub target: Option<TargetKind>,
 
     /// Closed loop: requests in flight, over all workers and zones together [default: 128]
-    #[arg(long, value_name = "COUNT", help_heading = "Load")]
+    #[arg(long, visible_alias = "Concurrency", value_name = "COUNT", help_heading = "Load")]
     pub concurrency: Option<usize>,
     /// Open loop: requests per second, on a schedule fixed in advance; latency counts from the scheduled time
     #[arg(long, value_name = "PER_SECOND", help_heading = "Load")]
@@ -109,12 +134,39 @@ pub struct RunArgs {
     /// scheduled time) [default: 10000]
     #[arg(long, value_name = "COUNT", help_heading = "Load")]
     pub max_in_flight: Option<usize>,
+    /// Closed loop: at most so many requests per second, all workers together, 0 for no limit. What was missed is not made
+    /// up for, but within a millisecond [default: 0]
+    #[arg(long, visible_alias = "Throttle", value_name = "PER_SECOND", help_heading = "Load")]
+    pub throttle: Option<u64>,
+    /// Closed loop: make so many requests instead of measuring for a time; without a warm-up unless --warmup asks for one
+    #[arg(long, visible_alias = "N", value_name = "COUNT", help_heading = "Load")]
+    pub requests: Option<u64>,
+    /// Paxi's T: how long to measure in seconds, or 0 to make --requests (N) requests; else the same as --duration
+    #[arg(short = 'T', long = "T", value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Load")]
+    pub seconds: Option<f64>,
+    /// Only fill the key space: write every key once, and end. For a cluster that was started elsewhere
+    #[arg(long, help_heading = "Load")]
+    pub load: bool,
+    /// Make the run so many times, one after the other; the exit code is that of the worst, and output files are numbered
+    /// [default: 1]
+    #[arg(short = 'r', long, value_name = "COUNT", help_heading = "Load")]
+    pub rounds: Option<u32>,
+    /// Paxi's JSON: the settings of its `benchmark` block, as far as flags do not say otherwise
+    #[arg(long, value_name = "FILE", help_heading = "Load")]
+    pub benchmark: Option<PathBuf>,
+    /// Refused: Paxi's README has seconds here and threads in -T
+    #[arg(short = 't', hide = true, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub readme_seconds: Option<String>,
     /// How long to measure, as in 500ms, 10s, 2m, 1h [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
     pub duration: Option<Duration>,
-    /// How long to drive before measuring begins [default: 2s]
+    /// How long to drive before measuring begins [default: 2s, or 0s with --requests and --load]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
     pub warmup: Option<Duration>,
+    /// How long a client waits for the answer to a request, with all its attempts; then it has failed
+    /// (`timeout_maybe_done`) [default: 6s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
+    pub request_timeout: Option<Duration>,
     /// How long to wait for outstanding answers after the end; what is missing then is the error `unanswered`
     /// [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
@@ -130,36 +182,97 @@ pub struct RunArgs {
     pub clients_per_zone: Option<usize>,
 
     /// Keys in the key space [default: 1000]
-    #[arg(long, value_name = "COUNT", help_heading = "Workload")]
+    #[arg(short = 'k', long, visible_alias = "K", value_name = "COUNT", help_heading = "Workload")]
     pub keys: Option<u64>,
-    /// How keys are drawn [default: uniform]
-    #[arg(long, value_enum, value_name = "NAME", help_heading = "Workload")]
+    /// Number of the first key: keys are numbered from here to here + --keys - 1 [default: 0]
+    #[arg(long, visible_alias = "Min", value_name = "NUMBER", help_heading = "Workload")]
+    pub first_key: Option<u64>,
+    /// How keys are drawn; Paxi's `order` is `sequential` [default: uniform]
+    #[arg(long, visible_alias = "Distribution", value_enum, value_name = "NAME", help_heading = "Workload")]
     pub distribution: Option<DistributionName>,
     /// zipfian: the exponent; the key of rank r is drawn in proportion to 1/r^THETA [default: 0.99]
     #[arg(long, value_name = "THETA", allow_negative_numbers = true, help_heading = "Workload")]
     pub zipf_theta: Option<f64>,
-    /// conflict: percent of requests that go to the one hot key; the others go to keys that only their zone uses
-    /// [default: 50]
-    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, help_heading = "Workload")]
+    /// zipfian, zipfan: the exponent, above 1; key n is drawn in proportion to 1/(V + n)^S, n from 0 [default: 2]
+    #[arg(
+        long,
+        visible_alias = "ZipfianS",
+        value_name = "S",
+        allow_negative_numbers = true,
+        help_heading = "Workload"
+    )]
+    pub zipf_s: Option<f64>,
+    /// zipfian, zipfan: the offset V of --zipf-s, from 1 [default: 1]
+    #[arg(
+        long,
+        visible_alias = "ZipfianV",
+        value_name = "V",
+        allow_negative_numbers = true,
+        help_heading = "Workload"
+    )]
+    pub zipf_v: Option<f64>,
+    /// conflict: percent of requests that go to the one hot key, the first; the others go to keys that only their zone
+    /// uses [default: 50]
+    #[arg(
+        short = 'c',
+        long,
+        visible_alias = "Conflicts",
+        value_name = "PERCENT",
+        allow_negative_numbers = true,
+        help_heading = "Workload"
+    )]
     pub conflicts: Option<f64>,
     /// normal: share of a zone's requests that fall into the zone's own part of the key space, above 1/zones and below
     /// 1 [default: 0.95]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Workload")]
     pub locality: Option<f64>,
-    /// normal: standard deviation in keys, instead of --locality
-    #[arg(long, value_name = "KEYS", allow_negative_numbers = true, help_heading = "Workload")]
+    /// normal: number of the key in the middle, the same for all zones; the key space is a ring [default: the middle of
+    /// each zone's own part]
+    #[arg(long, visible_alias = "Mu", value_name = "KEY", allow_negative_numbers = true, help_heading = "Workload")]
+    pub mu: Option<f64>,
+    /// normal: standard deviation in keys, instead of --locality [default: 60 with --mu]
+    #[arg(
+        long,
+        visible_alias = "Sigma",
+        value_name = "KEYS",
+        allow_negative_numbers = true,
+        help_heading = "Workload"
+    )]
     pub sigma: Option<f64>,
+    /// normal: whether the middle moves by one key every --speed milliseconds, around the ring [default: false]
+    #[arg(
+        long = "move",
+        visible_alias = "Move",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Workload"
+    )]
+    pub moving: Option<bool>,
+    /// normal: milliseconds between two steps of --move, from 1 [default: 500]
+    #[arg(long, visible_alias = "Speed", value_name = "MS", help_heading = "Workload")]
+    pub speed: Option<u64>,
+    /// exponential: rate per key, instead of --exponential-mean, which is 1 / LAMBDA
+    #[arg(
+        long,
+        visible_alias = "Lambda",
+        value_name = "LAMBDA",
+        allow_negative_numbers = true,
+        help_heading = "Workload"
+    )]
+    pub lambda: Option<f64>,
     /// exponential: mean in keys before the distribution is cut off at --keys [default: a tenth of --keys]
     #[arg(long, value_name = "KEYS", allow_negative_numbers = true, help_heading = "Workload")]
     pub exponential_mean: Option<f64>,
     /// Share of requests that write, 0 to 1; the others read [default: 0.5]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Workload")]
+    #[arg(long, visible_alias = "W", value_name = "SHARE", allow_negative_numbers = true, help_heading = "Workload")]
     pub write_ratio: Option<f64>,
     /// How reads are answered: `confirm` by the owner once a quorum has confirmed it, `log` as a command in the log
     /// [default: confirm]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Workload")]
     pub read_mode: Option<ReadModeName>,
-    /// Size of written values in bytes, pseudo-random [default: 64]
+    /// Size of written values in bytes, pseudo-random; with a history each begins with a number of its own [default: 64]
     #[arg(long, value_name = "BYTES", help_heading = "Workload")]
     pub value_bytes: Option<usize>,
     /// Seed of keys, operations, values and Poisson arrivals [default: 1]
@@ -172,6 +285,29 @@ pub struct RunArgs {
     /// Write an HdrHistogram interval log (one interval per second, values in nanoseconds) to this file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub hdr: Option<PathBuf>,
+    /// Write every response time of the measured requests to this file, sorted, in milliseconds, one per line, as Paxi's
+    /// `latency`. Of more than 10,000,000 a random sample is kept, and the report says so
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub latency_file: Option<PathBuf>,
+    /// Write the history to this file: rows KEY,INPUT,OUTPUT,START,END,VERSION, as `check` and Paxi's checker read it
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub history_csv: Option<PathBuf>,
+    /// Record the history from the first request on, and check at the end whether it is linearizable. Nobody else may
+    /// write the keys meanwhile [default: false]
+    #[arg(
+        long,
+        visible_alias = "LinearizabilityCheck",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Output"
+    )]
+    pub linearizability_check: Option<bool>,
+    /// Operations of the history that are kept, at 64 bytes each while it is recorded and up to 450 when it is checked;
+    /// later ones are left out, and the report says so; 1 to 50,000,000 [default: 1000000]
+    #[arg(long, value_name = "COUNT", help_heading = "Output")]
+    pub history_max: Option<u64>,
     /// No progress lines on stderr
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
@@ -211,8 +347,10 @@ pub enum Arrivals {
 pub enum DistributionName {
     /// Every key alike.
     Uniform,
-    /// A few keys are popular, by rank.
+    /// A few keys are popular, by rank: --zipf-theta, or --zipf-s and --zipf-v.
     Zipfian,
+    /// The same under Paxi's name: --zipf-s and --zipf-v.
+    Zipfan,
     /// Every zone around its own mean, on a ring.
     Normal,
     /// Low keys are popular, cut off at the last key.
@@ -220,6 +358,7 @@ pub enum DistributionName {
     /// One hot key, and keys that only one zone uses.
     Conflict,
     /// One key after another.
+    #[value(alias = "order")]
     Sequential,
 }
 
@@ -292,6 +431,42 @@ mod tests {
     }
 
     #[test]
+    fn paxis_names_are_aliases_of_ours() {
+        let both = [
+            "--N 5|--requests 5",
+            "--K 7|--keys 7",
+            "-k 7|--keys 7",
+            "--W 0.3|--write-ratio 0.3",
+            "--Throttle 9|--throttle 9",
+            "--Concurrency 4|--concurrency 4",
+            "--Distribution order|--distribution sequential",
+            "--Conflicts 40|--conflicts 40",
+            "-c 40|--conflicts 40",
+            "--Min 3|--first-key 3",
+            "--Mu 8|--mu 8",
+            "--Sigma 2|--sigma 2",
+            "--Move|--move=true",
+            "--Move=false|--move=false",
+            "--Speed 100|--speed 100",
+            "--ZipfianS 1.5|--zipf-s 1.5",
+            "--ZipfianV 2|--zipf-v 2",
+            "--Lambda 0.1|--lambda 0.1",
+            "--LinearizabilityCheck|--linearizability-check=true",
+            "-r 2|--rounds 2",
+            "-T 6|--T 6",
+        ];
+        let parse = |flags: &str| {
+            let words = ["wpaxos-load"].into_iter().chain(flags.split_whitespace());
+            format!("{:?}", Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{flags}: {error}")).run)
+        };
+        for pair in both {
+            let (paxis, ours) = pair.split_once('|').unwrap();
+            assert_eq!(parse(paxis), parse(ours), "{pair}");
+            assert_ne!(parse(paxis), parse(""), "{pair}");
+        }
+    }
+
+    #[test]
     fn times_have_units() {
         for (text, micros) in
             [("10s", 10_000_000), ("500ms", 500_000), ("1.5s", 1_500_000), ("2m", 120_000_000), ("7us", 7), ("0s", 0)]
@@ -313,7 +488,7 @@ mod tests {
         for (flag, value, hint) in [
             ("--duration", "10", "10s"),
             ("--keys", "many", "--keys"),
-            ("--distribution", "zipfan", "zipfian"),
+            ("--distribution", "zipfain", "zipfian"),
             ("--durability", "fsync", "sync"),
             ("--read-mode", "dirty", "confirm"),
         ] {

@@ -1,6 +1,7 @@
 //! A wpaxos cluster as a target: one [`Client`] per lane, all of a worker's clients waited for together.
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
@@ -16,17 +17,31 @@ use rustix::{
 use wpaxos::{
     api::native::ClientWelcome,
     client::{Ambiguity, Client, Completion, Options, Outcome, SubmitError},
-    command::Action,
+    command::{Action, Status},
+    linear::value_number,
+    master,
     protocol::ReadMode,
     topology::{Cluster, NodeId},
 };
 
-use crate::target::{Answer, ClusterInfo, Driver, ErrorKind, Operation, Request, Target, TargetError};
+use crate::target::{Answer, ClusterInfo, Driver, ErrorKind, Operation, Request, Seen, Target, TargetError};
 
 /// The most requests that one client may have in flight: above anything that a run asks for.
 const IN_FLIGHT_MAX: usize = 1 << 21;
 /// Clients have timers (they send again, reconnect, give up): each is polled this often even with nothing to receive.
 const POLL_ALL: Duration = Duration::from_millis(5);
+
+/// How long a master is waited for.
+const MASTER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How requests are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// How reads are answered.
+    pub read: ReadMode,
+    /// When a request has failed.
+    pub request_timeout: Duration,
+}
 
 /// Reaches a cluster through the client library.
 #[derive(Debug)]
@@ -40,22 +55,39 @@ impl ClusterDriver {
     ///
     /// # Errors
     /// If none answers, or what they say does not fit.
-    pub fn connect(seeds: &[String], read: ReadMode, executors_here: Option<usize>) -> Result<Self, TargetError> {
-        Self::with(Options::to(seeds), read, executors_here)
+    pub fn connect(seeds: &[String], asking: Asking, executors_here: Option<usize>) -> Result<Self, TargetError> {
+        Self::with(Options::to(seeds), asking, executors_here)
     }
 
     /// The same for the cluster of a cluster file; another one is refused.
     ///
     /// # Errors
     /// If the file is wrong, or as for [`ClusterDriver::connect`].
-    pub fn from_file(path: &Path, read: ReadMode) -> Result<Self, TargetError> {
+    pub fn from_file(path: &Path, asking: Asking) -> Result<Self, TargetError> {
         let cluster = Cluster::load(path).map_err(|error| TargetError(format!("--config {error}")))?;
-        let seeds = cluster.nodes.iter().filter_map(|member| member.shards.first());
-        Self::with(Options { cluster: Some(cluster.name.clone()), ..Options::to(seeds) }, read, None)
+        Self::of(&cluster, asking)
     }
 
-    fn with(options: Options, read: ReadMode, executors_here: Option<usize>) -> Result<Self, TargetError> {
-        let options = Options { read, in_flight_max: IN_FLIGHT_MAX, ..options };
+    /// The same for the cluster of a master, which is waited for, with word of that on stderr.
+    ///
+    /// # Errors
+    /// If the master tells none in time, or as for [`ClusterDriver::connect`].
+    pub fn from_master(address: &str, asking: Asking) -> Result<Self, TargetError> {
+        let fetched = master::fetch(address, MASTER_PATIENCE, &mut |text| eprintln!("wpaxos-load: {text}"));
+        let (cluster, _) = fetched.map_err(|error| TargetError(format!("--master: {error}")))?;
+        Self::of(&cluster, asking)
+    }
+
+    fn of(cluster: &Cluster, asking: Asking) -> Result<Self, TargetError> {
+        let seeds = cluster.nodes.iter().filter_map(|member| member.shards.first());
+        Self::with(Options { cluster: Some(cluster.name.clone()), ..Options::to(seeds) }, asking, None)
+    }
+
+    fn with(options: Options, asking: Asking, executors_here: Option<usize>) -> Result<Self, TargetError> {
+        let Asking { read, request_timeout } = asking;
+        let attempt_timeout = options.attempt_timeout.min(request_timeout);
+        let in_flight_max = IN_FLIGHT_MAX;
+        let options = Options { read, request_timeout, attempt_timeout, in_flight_max, ..options };
         let client = Client::connect(options.clone()).map_err(|error| TargetError(error.to_string()))?;
         let cluster = info_of(client.cluster(), executors_here)?;
         Ok(Self { options, cluster })
@@ -128,7 +160,7 @@ impl ClusterTarget {
     fn poll_lane(&mut self, lane: usize, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError> {
         self.dirty[lane] = false;
         let ended = self.clients[lane].poll(Duration::ZERO, &mut |completion: Completion<'_>| {
-            answered(lane, completion.tag, answer_of(completion.outcome));
+            answered(lane, completion.tag, answer_of(completion.outcome, completion.version));
         });
         ended.map(drop).map_err(|error| TargetError(error.to_string()))
     }
@@ -175,11 +207,16 @@ impl Target for ClusterTarget {
 }
 
 /// What an outcome counts as: whatever the cluster executed is an answer, an absent value too.
-fn answer_of(outcome: Outcome<'_>) -> Answer {
+fn answer_of(outcome: Outcome<'_>, version: u64) -> Answer {
+    let done = |status, value| Answer::Done(Seen { status, version, value });
     match outcome {
-        Outcome::Value(_) | Outcome::Done | Outcome::NotFound | Outcome::CasFailed | Outcome::Duplicate => Answer::Done,
+        Outcome::Value(value) => done(Status::Ok, number_of(value)),
+        Outcome::Done => done(Status::Ok, 0),
+        Outcome::NotFound => done(Status::NotFound, 0),
+        Outcome::CasFailed => done(Status::CasFailed, 0),
+        Outcome::Duplicate => Answer::Done(Seen::only(Status::Duplicate)),
         Outcome::Refused(status) => match Answer::of(status) {
-            Answer::Done => Answer::Failed(ErrorKind::BadRequest),
+            Answer::Done(_) => Answer::Failed(ErrorKind::BadRequest),
             failed => failed,
         },
         Outcome::Ambiguous(Ambiguity::TimedOut | Ambiguity::ReplicaTimedOut) => {
@@ -191,11 +228,24 @@ fn answer_of(outcome: Outcome<'_>) -> Answer {
     }
 }
 
+/// The number of a value that was read. A value without one was not written by this run: it gets a number that no write of
+/// a run has.
+fn number_of(value: &[u8]) -> u64 {
+    match value_number(Some(value)) {
+        0 => {
+            let mut hasher = DefaultHasher::new();
+            value.hash(&mut hasher);
+            hasher.finish() | 1 << 63
+        }
+        number => number,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use wpaxos::{api::native::WelcomeNode, command::Status};
+    use wpaxos::api::native::WelcomeNode;
 
     use super::*;
 
@@ -231,8 +281,13 @@ mod tests {
 
     #[test]
     fn outcomes_count_as_what_they_are() {
-        assert_eq!(answer_of(Outcome::NotFound), Answer::Done);
-        assert_eq!(answer_of(Outcome::Refused(Status::Overloaded)), Answer::Failed(ErrorKind::Overloaded));
-        assert_eq!(answer_of(Outcome::Ambiguous(Ambiguity::ConnectionLost)), Answer::Failed(ErrorKind::Disconnected));
+        let missing = Answer::Done(Seen { status: Status::NotFound, version: 4, value: 0 });
+        assert_eq!(answer_of(Outcome::NotFound, 4), missing);
+        let read = Answer::Done(Seen { status: Status::Ok, version: 9, value: 77 });
+        assert_eq!(answer_of(Outcome::Value(&[77, 0, 0, 0, 0, 0, 0, 0, 1, 2]), 9), read);
+        assert_eq!(answer_of(Outcome::Refused(Status::Overloaded), 0), Answer::Failed(ErrorKind::Overloaded));
+        let lost = Outcome::Ambiguous(Ambiguity::ConnectionLost);
+        assert_eq!(answer_of(lost, 0), Answer::Failed(ErrorKind::Disconnected));
+        assert!(number_of(b"short") >> 63 == 1 && number_of(&[0; 16]) >> 63 == 1, "no write has such a number");
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     progress::Progress,
     run::Gathered,
     target::TargetError,
+    worker::Kept,
 };
 
 /// Takes intervals in any order of workers; each worker's own come in order.
@@ -25,7 +26,7 @@ pub(crate) struct Gather<'a, W: Write> {
 
 impl<'a, W: Write> Gather<'a, W> {
     pub(crate) fn new(workers: usize, zones: usize, log: Option<HdrLog<'a, W>>, progress: Progress) -> Self {
-        let gathered = Gathered { totals: Counts::new(zones), late: 0, failures: Vec::new() };
+        let gathered = Gathered { totals: Counts::new(zones), late: 0, failures: Vec::new(), kept: Vec::new() };
         Self { open: BTreeMap::new(), reached: vec![i64::MIN; workers], zones, log, progress, gathered }
     }
 
@@ -39,7 +40,8 @@ impl<'a, W: Write> Gather<'a, W> {
     }
 
     /// A worker reports nothing more.
-    pub(crate) fn end(&mut self, worker: usize, outcome: Result<(), TargetError>) {
+    pub(crate) fn end(&mut self, worker: usize, outcome: Result<(), TargetError>, kept: Kept) {
+        self.gathered.kept.push(kept);
         if let Err(error) = outcome {
             self.gathered.failures.push(format!("worker {worker} ended early: {error}"));
         }
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn seconds_close_when_all_workers_have_ended_them_and_the_warm_up_is_left_out() {
-        let mut gather = Gather::<Vec<u8>>::new(2, 1, None, Progress::new(true, 10));
+        let mut gather = Gather::<Vec<u8>>::new(2, 1, None, Progress::new(true, Some(10)));
         let total = |gather: &Gather<'_, Vec<u8>>| gather.gathered.totals.sum(|_, _| true).times.len();
         gather.take(0, &interval(-1, 100));
         gather.take(0, &interval(0, 1));
@@ -99,7 +101,7 @@ mod tests {
         gather.take(1, &interval(0, 10));
         assert_eq!((gather.open.len(), total(&gather)), (0, 11));
         gather.take(1, &interval(3, 1000));
-        gather.end(0, Err(TargetError("gone".to_owned())));
+        gather.end(0, Err(TargetError("gone".to_owned())), Kept::default());
         assert_eq!(total(&gather), 1011, "worker 0 has ended for good");
         let gathered = gather.finish();
         assert_eq!(gathered.failures, ["worker 0 ended early: gone"]);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    check::CheckReport,
     measure::{Cell, Counts, Kind, Times},
     target::ErrorKind,
 };
@@ -45,6 +46,12 @@ pub struct RunReport {
     pub write: Part,
     /// Each zone that load came from.
     pub zones: Vec<ZonePart>,
+    /// What came of the linearizability check, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckReport>,
+    /// Whether the run only filled the key space.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fills: bool,
     /// What a reader of the numbers should know.
     pub notes: Vec<String>,
     /// All settings, the machine, and what the cluster says of itself.
@@ -247,6 +254,8 @@ pub(crate) fn sample() -> RunReport {
         read: Part::of(&counts.sum(|_, kind| kind == Kind::Read), 10.0),
         write: Part::of(&counts.sum(|_, kind| kind == Kind::Write), 10.0),
         zones: zone_parts(&counts, &[1, 4], 10.0),
+        check: None,
+        fills: false,
         notes: Vec::new(),
         config: BTreeMap::from([("keys".to_owned(), Value::from(1000)), ("seed".to_owned(), Value::from(1))]),
     }

@@ -3,21 +3,28 @@
 //! A [`plan`] is made from the [`args`]. A [`run`] starts [`worker`]s, each with connections of its own (a [`target`]),
 //! that make requests of a [`workload`], by count or by [`schedule`], and [`measure`] what comes of them. What they
 //! count is gathered into a [`json`] report, which [`report`] prints and [`compare`] sets side by side, and into an
-//! interval log ([`hdr`]).
+//! interval log ([`hdr`]). On request single requests are kept: every response time ([`samples`]), and the whole
+//! [`history`], which is a file, or is judged ([`check`]), or both.
 
 pub mod args;
+pub mod check;
 pub mod cluster;
 pub mod compare;
 mod gather;
 pub mod hdr;
+pub mod history;
 pub mod json;
 pub mod local;
 pub mod measure;
+pub mod paxi;
 pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod run;
+pub mod samples;
 pub mod schedule;
 pub mod target;
+pub mod throttle;
 pub mod worker;
 pub mod workload;
+pub mod zipf;

@@ -2,16 +2,22 @@
 
 use std::{
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wpaxos_load::{
-    args::{Cli, Command, RunArgs},
+    args::{CheckArgs, Cli, Command, RunArgs},
+    check::{Verdict, judge},
     compare::compare,
+    history::read_csv,
+    json::RunReport,
     plan::Plan,
-    report::render,
+    report::{grouped, render},
     run::execute,
 };
 
@@ -19,8 +25,10 @@ use wpaxos_load::{
 const FAILED: u8 = 1;
 /// A flag is wrong.
 const USAGE: u8 = 2;
-/// A run was reported that is not valid.
+/// A run was reported that is not valid, or a check came to no end.
 const NOT_VALID: u8 = 3;
+/// What clients saw is not linearizable.
+const NOT_LINEARIZABLE: u8 = 4;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -33,6 +41,7 @@ fn main() -> ExitCode {
             }
             Err(error) => Err((FAILED, error.to_string())),
         },
+        Some(Command::Check(args)) => check_file(&args),
         None => run(&cli.run),
     };
     match outcome {
@@ -53,10 +62,48 @@ fn run(args: &RunArgs) -> Result<u8, (u8, String)> {
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupted)))
             .map_err(|error| (FAILED, format!("cannot handle signals: {error}")))?;
     }
-    let report = execute(&plan, &interrupted).map_err(|error| (FAILED, error.to_string()))?;
-    println!("{}", render(&report));
-    if let Some(path) = &plan.json {
-        report.save(path).map_err(|error| (FAILED, error.to_string()))?;
+    let (mut worst, mut throughputs) = (0, Vec::new());
+    for round in 1..=plan.rounds {
+        let plan = plan.of_round(round);
+        if plan.rounds > 1 {
+            println!("Round {round} of {}", plan.rounds);
+        }
+        let report = execute(&plan, &interrupted).map_err(|error| (FAILED, error.to_string()))?;
+        println!("{}", render(&report));
+        if let Some(path) = &plan.json {
+            report.save(path).map_err(|error| (FAILED, error.to_string()))?;
+        }
+        throughputs.push(grouped(report.all.throughput_ops_per_s.round() as u64));
+        worst = worst.max(code_of(&report));
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
     }
-    Ok(if report.valid { 0 } else { NOT_VALID })
+    if plan.rounds > 1 {
+        println!("{} rounds: {} requests/s", throughputs.len(), throughputs.join(", "));
+    }
+    Ok(worst)
+}
+
+/// The worse, the higher.
+fn code_of(report: &RunReport) -> u8 {
+    match (report.check.as_ref().map(|check| check.verdict), report.valid) {
+        (Some(Verdict::Violated), _) => NOT_LINEARIZABLE,
+        (_, true) => 0,
+        (_, false) => NOT_VALID,
+    }
+}
+
+fn check_file(args: &CheckArgs) -> Result<u8, (u8, String)> {
+    let records = read_csv(&args.file).map_err(|error| (FAILED, error.to_string()))?;
+    if records.is_empty() {
+        return Err((FAILED, format!("{}: no row says anything: there is nothing to check", args.file.display())));
+    }
+    let report = judge(records, args.fresh);
+    println!("{}", report.text());
+    Ok(match report.verdict {
+        Verdict::Linearizable => 0,
+        Verdict::Violated => NOT_LINEARIZABLE,
+        Verdict::Undecided => NOT_VALID,
+    })
 }

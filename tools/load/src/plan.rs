@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use wpaxos::{command::VALUE_BYTES_MAX, protocol::ReadMode, topology::Cluster, tuning::Tuning};
 
 use crate::{
-    args::{self, Arrivals, DistributionName, Durability, ReadModeName, RunArgs, TargetKind},
-    local,
-    workload::{Distribution, KEYS_MAX, Workload},
+    args::{self, Arrivals, Durability, ReadModeName, RunArgs, TargetKind},
+    local, paxi,
+    workload::{Distribution, KEYS_MAX, NUMBERED_BYTES_MIN, Workload},
 };
 
 /// Everything that a run needs to know beforehand.
@@ -28,10 +28,20 @@ pub struct Plan {
     pub from_zones: Vec<u8>,
     /// Clients of a worker in each zone.
     pub clients_per_zone: usize,
+    /// When a request has failed.
+    pub request_timeout: Duration,
+    /// Whether the run only fills the key space.
+    pub fills: bool,
+    /// How often the run is made.
+    pub rounds: u32,
+    /// What is kept of single requests.
+    pub keep: Keep,
     /// Where the JSON report goes.
     pub json: Option<PathBuf>,
     /// Where the interval log goes.
     pub hdr: Option<PathBuf>,
+    /// What the reader of the report should know of the settings.
+    pub notes: Vec<String>,
     /// Whether progress lines are left out.
     pub quiet: bool,
 }
@@ -43,6 +53,8 @@ pub enum Source {
     Local(Box<LocalPlan>),
     /// The cluster of a cluster file.
     ConfigFile(PathBuf),
+    /// The cluster of the master at this address.
+    Master(String),
     /// The cluster that these addresses belong to.
     Seeds(Vec<String>),
     /// Nobody: every request is answered at once.
@@ -69,6 +81,26 @@ pub struct LocalPlan {
     pub given: Vec<(String, Value)>,
 }
 
+/// What is kept of single requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Whether the history is checked.
+    pub check: bool,
+    /// Where the history goes.
+    pub history: Option<PathBuf>,
+    /// The most operations of the history.
+    pub history_max: u64,
+    /// Where the response times go.
+    pub latency: Option<PathBuf>,
+}
+
+impl Keep {
+    /// Whether a history is recorded.
+    pub fn needs_history(&self) -> bool {
+        self.check || self.history.is_some()
+    }
+}
+
 /// How hard a cluster is driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
@@ -76,6 +108,8 @@ pub enum Load {
     Closed {
         /// Requests in flight, over all workers and zones.
         in_flight: usize,
+        /// The most requests per second.
+        throttle: Option<u64>,
     },
     /// Open loop.
     Open {
@@ -94,10 +128,24 @@ pub struct Timing {
     /// Driven before measuring begins.
     pub warmup: Duration,
     /// Measured.
-    pub duration: Duration,
+    pub extent: Extent,
     /// Waited for outstanding answers after the end.
     pub grace: Duration,
 }
+
+/// When a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// After a time.
+    Time(Duration),
+    /// After so many requests.
+    Requests(u64),
+}
+
+/// The most requests of a run that is measured by number.
+const REQUESTS_MAX: u64 = 1_000_000_000_000;
+/// The most operations of a history.
+const HISTORY_MAX: u64 = 50_000_000;
 
 /// Why the flags make no plan. Names the flag and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,22 +162,80 @@ impl Plan {
     /// # Errors
     /// Names the first flag that is out of range or contradicts another, and what would be right.
     pub fn from_args(args: &RunArgs) -> Result<Self, PlanError> {
+        let Some(file) = &args.benchmark else { return Self::of_flags(args, Vec::new()) };
+        let of_file = |error: String| PlanError(format!("--benchmark {}: {error}", file.display()));
+        let (settings, notes) = paxi::load(file).map_err(of_file)?;
+        let args = paxi::fill_in(args, &settings).map_err(of_file)?;
+        let hint = |error: PlanError| PlanError(format!("{error} (settings of {} count as flags)", file.display()));
+        Self::of_flags(&args, notes).map_err(hint)
+    }
+
+    fn of_flags(args: &RunArgs, notes: Vec<String>) -> Result<Self, PlanError> {
+        if args.readme_seconds.is_some() {
+            return wrong(
+                "-t: in Paxi's README -t is seconds and -T is threads, but here, as in its configuration file, -T is seconds: \
+                 say -T 60 --concurrency 10, or --duration 60s --concurrency 10",
+            );
+        }
+        refuse_beside_load(args)?;
+        let source = source(args)?;
+        if args.load && !matches!(source, Source::ConfigFile(_) | Source::Master(_) | Source::Seeds(_)) {
+            return wrong(
+                "--load fills a cluster that stays: name a running one by --config, --master or --seed-address (a cluster of this \
+                 tool's own ends with the run)",
+            );
+        }
+        let workload = workload(args)?;
         let plan = Self {
-            source: source(args)?,
             load: load(args)?,
             timing: timing(args)?,
-            workload: workload(args)?,
             threads: at_least_one("--threads", args.threads.unwrap_or(1), 1024)?,
             from_zones: from_zones(args)?,
             clients_per_zone: at_least_one("--clients-per-zone", args.clients_per_zone.unwrap_or(1), 1024)?,
+            request_timeout: request_timeout(args)?,
+            fills: args.load,
+            rounds: at_least_one("--rounds", args.rounds.unwrap_or(1) as usize, 1000)? as u32,
+            keep: keep(args, &source, &workload)?,
             json: args.json.clone(),
             hdr: args.hdr.clone(),
             quiet: args.quiet,
+            source,
+            workload,
+            notes,
         };
-        if plan.json.is_some() && plan.json == plan.hdr {
-            return wrong("--json and --hdr name the same file; give each its own");
-        }
+        plan.outputs_differ()?;
         Ok(plan)
+    }
+
+    /// Whether no two outputs go to the same file.
+    fn outputs_differ(&self) -> Result<(), PlanError> {
+        let files = [
+            ("--json", &self.json),
+            ("--hdr", &self.hdr),
+            ("--latency-file", &self.keep.latency),
+            ("--history-csv", &self.keep.history),
+        ];
+        for (place, (flag, file)) in files.iter().enumerate() {
+            if let Some((other, _)) = files[..place].iter().find(|(_, known)| file.is_some() && known == file) {
+                return wrong(format!("{other} and {flag} name the same file; give each its own"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan of one round, from 1: where there are several, each has output files of its own.
+    pub fn of_round(&self, round: u32) -> Self {
+        let mut plan = self.clone();
+        if self.rounds > 1 {
+            let files = [&mut plan.json, &mut plan.hdr, &mut plan.keep.latency, &mut plan.keep.history];
+            for file in files.into_iter().flatten() {
+                let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let ending =
+                    file.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+                file.set_file_name(format!("{stem}-{round}{ending}"));
+            }
+        }
+        plan
     }
 
     /// All settings by name, for the report.
@@ -137,9 +243,12 @@ impl Plan {
         let mut all = BTreeMap::new();
         let mut set = |name: &str, value: Value| all.insert(name.to_owned(), value);
         match self.load {
-            Load::Closed { in_flight } => {
+            Load::Closed { in_flight, throttle } => {
                 set("loop", json!("closed"));
                 set("concurrency", json!(in_flight));
+                if let Some(throttle) = throttle {
+                    set("throttle", json!(throttle));
+                }
             }
             Load::Open { rate, arrivals, max_in_flight } => {
                 set("loop", json!("open"));
@@ -149,15 +258,28 @@ impl Plan {
             }
         }
         set("warmup_s", json!(self.timing.warmup.as_secs_f64()));
-        set("duration_s", json!(self.timing.duration.as_secs_f64()));
+        match self.timing.extent {
+            Extent::Time(duration) => set("duration_s", json!(duration.as_secs_f64())),
+            Extent::Requests(requests) => set("requests", json!(requests)),
+        };
         set("grace_s", json!(self.timing.grace.as_secs_f64()));
+        set("request_timeout_s", json!(self.request_timeout.as_secs_f64()));
         set("threads", json!(self.threads));
         set("clients_per_zone", json!(self.clients_per_zone));
         set("seed", json!(self.workload.seed));
         set("keys", json!(self.workload.keys));
         set("distribution", json!(self.workload.distribution.name()));
-        if let Some((name, value)) = self.workload.distribution.parameter() {
+        for (name, value) in self.workload.distribution.parameters() {
             set(name, json!(value));
+        }
+        if let Some(step) = self.workload.step {
+            set("move_every_ms", json!(step.as_millis() as u64));
+        }
+        if self.workload.first_key > 0 {
+            set("first_key", json!(self.workload.first_key));
+        }
+        if self.keep.needs_history() {
+            set("history_max", json!(self.keep.history_max));
         }
         set("write_ratio", json!(self.workload.write_ratio));
         set("value_bytes", json!(self.workload.value_bytes));
@@ -180,6 +302,7 @@ impl Source {
             Self::ConfigFile(file) => {
                 vec![named("target", json!("cluster file")), named("cluster_file", json!(file))]
             }
+            Self::Master(address) => vec![named("target", json!("master")), named("master", json!(address))],
             Self::Seeds(seeds) => vec![named("target", json!("seed addresses")), named("seed_addresses", json!(seeds))],
             Self::Null { .. } => vec![named("target", json!("null"))],
         }
@@ -226,14 +349,16 @@ fn local_flags(args: &RunArgs) -> Vec<&'static str> {
 
 fn source(args: &RunArgs) -> Result<Source, PlanError> {
     let null = args.target == Some(TargetKind::Null);
-    let remote = match (&args.config, args.seed_address.as_slice()) {
-        (Some(_), [_, ..]) => {
-            return wrong("--config and --seed-address both name a cluster: give one of them");
-        }
-        (Some(_), []) => Some("--config"),
-        (None, [_, ..]) => Some("--seed-address"),
-        (None, []) => None,
-    };
+    let given = [
+        ("--config", args.config.is_some()),
+        ("--master", args.master.is_some()),
+        ("--seed-address", !args.seed_address.is_empty()),
+    ];
+    let mut given = given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag);
+    let remote = given.next();
+    if let (Some(one), Some(other)) = (remote, given.next()) {
+        return wrong(format!("{one} and {other} both name a cluster: give one of them"));
+    }
     let local = local_flags(args);
     if let Some(remote) = remote {
         if null {
@@ -248,8 +373,11 @@ fn source(args: &RunArgs) -> Result<Source, PlanError> {
         for address in &args.seed_address {
             args::resolve(address).map_err(|error| PlanError(format!("--seed-address {error}")))?;
         }
-        let seeds = || Source::Seeds(args.seed_address.clone());
-        return Ok(args.config.clone().map_or_else(seeds, Source::ConfigFile));
+        return Ok(match (&args.config, &args.master) {
+            (Some(file), _) => Source::ConfigFile(file.clone()),
+            (None, Some(address)) => Source::Master(address.clone()),
+            (None, None) => Source::Seeds(args.seed_address.clone()),
+        });
     }
     if null {
         if let Some(flag) = local.iter().find(|flag| **flag != "--zones") {
@@ -295,6 +423,60 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
     Ok(LocalPlan { zones, nodes, shards, cluster, tuning, given })
 }
 
+/// `--load` decides what is asked and how often.
+fn refuse_beside_load(args: &RunArgs) -> Result<(), PlanError> {
+    let others = [
+        ("--requests", args.requests.is_some()),
+        ("--duration", args.duration.is_some()),
+        ("-T", args.seconds.is_some()),
+        ("--rate", args.rate.is_some()),
+        ("--distribution", args.distribution.is_some()),
+        ("--write-ratio", args.write_ratio.is_some()),
+        ("--warmup", args.warmup.is_some()),
+        ("--rounds", args.rounds.is_some_and(|rounds| rounds > 1)),
+    ];
+    match others.into_iter().find(|(_, given)| args.load && *given) {
+        Some((flag, _)) => wrong(format!("--load writes every key once and ends: leave out {flag}")),
+        None => Ok(()),
+    }
+}
+
+fn request_timeout(args: &RunArgs) -> Result<Duration, PlanError> {
+    match args.request_timeout.unwrap_or(Duration::from_secs(6)) {
+        timeout if timeout >= Duration::from_millis(1) => Ok(timeout),
+        _ => wrong("--request-timeout: expected at least 1ms, as in 6s"),
+    }
+}
+
+fn keep(args: &RunArgs, source: &Source, workload: &Workload) -> Result<Keep, PlanError> {
+    let keep = Keep {
+        check: args.linearizability_check.unwrap_or(false),
+        history: args.history_csv.clone(),
+        history_max: args.history_max.unwrap_or(1_000_000),
+        latency: args.latency_file.clone(),
+    };
+    let flag = if keep.check { "--linearizability-check" } else { "--history-csv" };
+    if !keep.needs_history() {
+        return match args.history_max {
+            Some(_) => wrong("--history-max bounds a history: give --linearizability-check or --history-csv too"),
+            None => Ok(keep),
+        };
+    }
+    if matches!(source, Source::Null { .. }) {
+        return wrong(format!("{flag}: --target null stores nothing, so there is no history: leave one of them out"));
+    }
+    if workload.value_bytes < NUMBERED_BYTES_MIN {
+        return wrong(format!(
+            "{flag} needs a number in every value: --value-bytes {}, expected at least {NUMBERED_BYTES_MIN}",
+            workload.value_bytes
+        ));
+    }
+    if !(1..=HISTORY_MAX).contains(&keep.history_max) {
+        return wrong(format!("--history-max {}: expected 1 to {HISTORY_MAX}", keep.history_max));
+    }
+    Ok(keep)
+}
+
 fn load(args: &RunArgs) -> Result<Load, PlanError> {
     let Some(rate) = args.rate else {
         for (flag, given) in
@@ -305,13 +487,23 @@ fn load(args: &RunArgs) -> Result<Load, PlanError> {
             }
         }
         let in_flight = at_least_one("--concurrency", args.concurrency.unwrap_or(128), 1_000_000)?;
-        return Ok(Load::Closed { in_flight });
+        let throttle = args.throttle.filter(|throttle| *throttle > 0);
+        if throttle.is_some_and(|throttle| throttle > 1_000_000_000) {
+            return wrong("--throttle: expected at most 1000000000 requests per second, or 0 for no limit");
+        }
+        return Ok(Load::Closed { in_flight, throttle });
     };
-    if args.concurrency.is_some() {
-        return wrong(
-            "--rate (open loop) and --concurrency (closed loop) contradict each other: give one of them; \
-             --max-in-flight bounds what an open loop has in flight",
-        );
+    for (flag, given) in [
+        ("--concurrency", args.concurrency.is_some()),
+        ("--throttle", args.throttle.is_some_and(|throttle| throttle > 0)),
+        ("--requests", args.requests.is_some()),
+    ] {
+        if given {
+            return wrong(format!(
+                "--rate (open loop) and {flag} (closed loop) contradict each other: give one of them; --max-in-flight \
+                 bounds what an open loop has in flight, --duration ends it"
+            ));
+        }
     }
     let rate = at_least_one("--rate", usize::try_from(rate).unwrap_or(usize::MAX), 1_000_000_000)? as u64;
     let max_in_flight = at_least_one("--max-in-flight", args.max_in_flight.unwrap_or(10_000), 1_000_000)?;
@@ -319,15 +511,52 @@ fn load(args: &RunArgs) -> Result<Load, PlanError> {
 }
 
 fn timing(args: &RunArgs) -> Result<Timing, PlanError> {
-    let timing = Timing {
-        warmup: args.warmup.unwrap_or(Duration::from_secs(2)),
-        duration: args.duration.unwrap_or(Duration::from_secs(10)),
-        grace: args.grace.unwrap_or(Duration::from_secs(5)),
+    let extent = if args.load { Extent::Requests(args.keys.unwrap_or(1000)) } else { extent(args)? };
+    let warmup = if matches!(extent, Extent::Time(_)) { Duration::from_secs(2) } else { Duration::ZERO };
+    let (warmup, grace) = (args.warmup.unwrap_or(warmup), args.grace.unwrap_or(Duration::from_secs(5)));
+    Ok(Timing { warmup, extent, grace })
+}
+
+/// A time or a number of requests, from whichever of three flags says so.
+fn extent(args: &RunArgs) -> Result<Extent, PlanError> {
+    if let (Some(_), Some(seconds)) = (args.duration, args.seconds) {
+        return wrong(format!("-T {seconds} and --duration both say how long to measure: give one of them"));
+    }
+    let by_time = match (args.duration, args.seconds) {
+        (Some(_), _) => Some("--duration"),
+        (None, Some(seconds)) if seconds != 0.0 => Some("-T"),
+        _ => None,
     };
-    if timing.duration < Duration::from_millis(1) {
+    match (by_time, args.seconds, args.requests) {
+        (None, Some(_), Some(0)) => {
+            wrong("-T 0 and --requests (N) 0 measure nothing: give one of them a number above 0")
+        }
+        (None, Some(_), None) => {
+            wrong("-T 0 measures by number of requests: say how many by --requests (N), or give -T seconds")
+        }
+        (None, None, Some(0)) => wrong("--requests (N) 0: expected 1 or more, or leave it out and give --duration"),
+        (Some(flag), _, Some(requests)) if requests > 0 => {
+            wrong(format!("{flag} and --requests (N) {requests} both say when to end: give one of them"))
+        }
+        (None, _, Some(requests)) if requests > REQUESTS_MAX => {
+            wrong(format!("--requests {requests}: expected at most {REQUESTS_MAX}"))
+        }
+        (None, _, Some(requests)) => Ok(Extent::Requests(requests)),
+        _ => duration(args).map(Extent::Time),
+    }
+}
+
+fn duration(args: &RunArgs) -> Result<Duration, PlanError> {
+    let duration = match (args.duration, args.seconds) {
+        (Some(duration), _) => duration,
+        (None, Some(seconds)) if (0.0..=604_800.0).contains(&seconds) => Duration::from_secs_f64(seconds),
+        (None, Some(seconds)) => return wrong(format!("-T {seconds}: expected seconds, from 0 to 604800")),
+        (None, None) => Duration::from_secs(10),
+    };
+    if duration < Duration::from_millis(1) {
         return wrong("--duration is too short to measure anything: expected at least 1ms, as in 10s");
     }
-    Ok(timing)
+    Ok(duration)
 }
 
 fn from_zones(args: &RunArgs) -> Result<Vec<u8>, PlanError> {
@@ -347,7 +576,11 @@ fn workload(args: &RunArgs) -> Result<Workload, PlanError> {
     if !(1..=KEYS_MAX).contains(&keys) {
         return wrong(format!("--keys {keys}: expected 1 to {KEYS_MAX}"));
     }
-    let write_ratio = args.write_ratio.unwrap_or(0.5);
+    let first_key = args.first_key.unwrap_or(0);
+    if first_key.checked_add(keys - 1).is_none_or(|last| last > KEYS_MAX) {
+        return wrong(format!("--first-key {first_key} with --keys {keys}: the last key must be at most {KEYS_MAX}"));
+    }
+    let write_ratio = if args.load { 1.0 } else { args.write_ratio.unwrap_or(0.5) };
     if !(0.0..=1.0).contains(&write_ratio) {
         return wrong(format!("--write-ratio {write_ratio}: expected a share from 0 to 1"));
     }
@@ -359,149 +592,11 @@ fn workload(args: &RunArgs) -> Result<Workload, PlanError> {
         ReadModeName::Confirm => ReadMode::Confirm,
         ReadModeName::Log => ReadMode::Log,
     };
-    let seed = args.seed.unwrap_or(1);
-    Ok(Workload { keys, distribution: distribution(args, keys)?, write_ratio, read_mode, value_bytes, seed })
+    let (seed, step) = (args.seed.unwrap_or(1), keys::step(args)?);
+    let distribution = if args.load { Distribution::Sequential } else { keys::distribution(args, keys)? };
+    Ok(Workload { keys, first_key, distribution, step, write_ratio, read_mode, value_bytes, seed })
 }
 
-fn distribution(args: &RunArgs, keys: u64) -> Result<Distribution, PlanError> {
-    let name = args.distribution.unwrap_or(DistributionName::Uniform);
-    let parameters = [
-        ("--zipf-theta", args.zipf_theta, DistributionName::Zipfian),
-        ("--conflicts", args.conflicts, DistributionName::Conflict),
-        ("--locality", args.locality, DistributionName::Normal),
-        ("--sigma", args.sigma, DistributionName::Normal),
-        ("--exponential-mean", args.exponential_mean, DistributionName::Exponential),
-    ];
-    for (flag, given, owner) in parameters {
-        if given.is_some() && owner != name {
-            return wrong(format!(
-                "{flag} belongs to --distribution {}, not to {}: leave one of them out",
-                args::name_of(owner),
-                args::name_of(name)
-            ));
-        }
-    }
-    let positive = |flag: &str, value: f64| {
-        if value.is_finite() && value > 0.0 { Ok(value) } else { wrong(format!("{flag} {value}: expected above 0")) }
-    };
-    Ok(match name {
-        DistributionName::Uniform => Distribution::Uniform,
-        DistributionName::Sequential => Distribution::Sequential,
-        DistributionName::Zipfian => match args.zipf_theta.unwrap_or(0.99) {
-            theta if (0.0..=10.0).contains(&theta) => Distribution::Zipfian { theta },
-            theta => return wrong(format!("--zipf-theta {theta}: expected 0 to 10")),
-        },
-        DistributionName::Conflict => match args.conflicts.unwrap_or(50.0) {
-            percent if (0.0..=100.0).contains(&percent) => Distribution::Conflict { percent },
-            percent => return wrong(format!("--conflicts {percent}: expected a percentage from 0 to 100")),
-        },
-        DistributionName::Exponential => Distribution::Exponential {
-            mean: positive("--exponential-mean", args.exponential_mean.unwrap_or(keys as f64 / 10.0))?,
-        },
-        DistributionName::Normal => match (args.locality, args.sigma) {
-            (Some(_), Some(_)) => {
-                return wrong("--locality and --sigma both say how wide the normal distribution is: give one of them");
-            }
-            (None, Some(sigma)) => Distribution::NormalSigma { sigma: positive("--sigma", sigma)? },
-            (locality, None) => match locality.unwrap_or(0.95) {
-                locality if locality > 0.0 && locality < 1.0 => Distribution::NormalLocality { locality },
-                locality => return wrong(format!("--locality {locality}: expected a share above 0 and below 1")),
-            },
-        },
-    })
-}
-
+mod keys;
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::args::Cli;
-
-    fn plan(flags: &str) -> Result<Plan, String> {
-        let args = Cli::try_parse_from(["wpaxos-load"].into_iter().chain(flags.split_whitespace()));
-        Plan::from_args(&args.map_err(|error| error.to_string())?.run).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn no_flags_are_a_good_run() {
-        let plan = plan("").unwrap();
-        assert_eq!(plan.load, Load::Closed { in_flight: 128 });
-        assert!(matches!(plan.source, Source::Local(local) if (local.zones, local.nodes, local.shards) == (3, 3, 1)));
-        assert_eq!(plan.timing.duration, Duration::from_secs(10));
-        assert_eq!((plan.workload.keys, plan.workload.value_bytes), (1000, 64));
-    }
-
-    #[test]
-    fn contradictions_are_refused_and_name_the_flags() {
-        for (flags, named, right) in [
-            ("--rate 10 --concurrency 5", "--concurrency", "give one of them"),
-            ("--max-in-flight 5", "--max-in-flight", "--rate"),
-            ("--arrivals poisson", "--arrivals", "--rate"),
-            ("--locality 0.9", "--locality", "--distribution normal"),
-            ("--sigma 9 --locality 0.9 --distribution normal", "--sigma", "give one of them"),
-            ("--zipf-theta 1.2 --distribution uniform", "--zipf-theta", "--distribution zipfian"),
-            ("--conflicts 5 --distribution normal", "--conflicts", "--distribution conflict"),
-            ("--exponential-mean 5", "--exponential-mean", "--distribution exponential"),
-            ("--config a.toml --zones 3", "--zones", "--config"),
-            ("--seed-address 127.0.0.1:1 --tuning t.toml", "--tuning", "--seed-address"),
-            ("--seed-address 127.0.0.1:1 --config a.toml", "--config", "give one of them"),
-            ("--target null --config a.toml", "--config", "leave out"),
-            ("--target null --nodes 3", "--nodes", "leave out"),
-            ("--fn 1 --quorum majority", "--fn", "floor"),
-            ("--regions a,b,c", "--regions", "--wan"),
-            ("--json a --hdr a", "--json", "--hdr"),
-        ] {
-            let error = plan(flags).unwrap_err();
-            assert!(error.contains(named) && error.contains(right), "{flags}: {error}");
-        }
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused_and_say_what_is_right() {
-        for (flags, named, right) in [
-            ("--keys 0", "--keys 0", "expected 1 to"),
-            ("--write-ratio 1.5", "--write-ratio", "0 to 1"),
-            ("--write-ratio NaN", "--write-ratio", "0 to 1"),
-            ("--conflicts 101 --distribution conflict", "--conflicts", "0 to 100"),
-            ("--locality 1 --distribution normal", "--locality", "below 1"),
-            ("--zipf-theta -1 --distribution zipfian", "--zipf-theta", "0 to 10"),
-            ("--exponential-mean 0 --distribution exponential", "--exponential-mean", "above 0"),
-            ("--value-bytes 9999999", "--value-bytes", "at most"),
-            ("--threads 0", "--threads", "expected 1"),
-            ("--concurrency 0", "--concurrency", "expected 1"),
-            ("--rate 0", "--rate", "expected 1"),
-            ("--duration 0s", "--duration", "at least"),
-            ("--from-zones 1,1", "--from-zones", "twice"),
-            ("--from-zones 0", "--from-zones", "from 1"),
-            ("--zones 0", "--zones", "expected 1 to 128"),
-            ("--zones 20 --nodes 20", "--zones", "at most 128"),
-            ("--fn 3", "--fn", "0 to 2"),
-            ("--fz 3", "--fz", "0 to 2"),
-            ("--durability sync", "--durability sync", "--durability none"),
-            ("--durability async", "--durability async", "--durability none"),
-            ("--quorum grod", "--quorum", "grid"),
-            ("--quorum flexible:2:2", "--quorum", "must be more than 9"),
-            ("--quorum floor:1", "--quorum", "takes no"),
-            ("--steal often", "--steal", "consecutive"),
-            ("--steal consecutive:x", "--steal", "number"),
-            ("--initial-owner 9.9", "--initial-owner", "members are"),
-            ("--wan no-such-file.csv", "--wan", "no-such-file.csv"),
-            ("--tuning no-such-file.toml", "--tuning", "no-such-file.toml"),
-            ("--seed-address nowhere", "--seed-address", "HOST:PORT"),
-        ] {
-            let error = plan(flags).unwrap_err();
-            assert!(error.contains(named) && error.contains(right), "{flags}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_settings_hold_what_was_asked_for() {
-        let settings = plan("--rate 900 --distribution zipfian --zones 5 --fz 1 --seed 7").unwrap().settings();
-        assert_eq!(settings["rate"], json!(900));
-        assert_eq!(settings["zipf_theta"], json!(0.99));
-        assert_eq!((&settings["local_zones"], &settings["fz"]), (&json!(5), &json!(1)));
-        assert_eq!(settings["seed"], json!(7));
-        assert!(!settings.contains_key("concurrency") && !settings.contains_key("steal"));
-    }
-}
+mod tests;

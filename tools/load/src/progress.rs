@@ -22,12 +22,12 @@ enum Style {
 #[derive(Debug)]
 pub struct Progress {
     style: Style,
-    measured_s: i64,
+    measured_s: Option<i64>,
 }
 
 impl Progress {
-    /// For a run that measures `measured_s` seconds. Plain lines unless stderr is a terminal.
-    pub fn new(quiet: bool, measured_s: i64) -> Self {
+    /// For a run that measures `measured_s` seconds, or until its requests are made. Plain lines unless stderr is a terminal.
+    pub fn new(quiet: bool, measured_s: Option<i64>) -> Self {
         let style = match (quiet, io::stderr().is_terminal()) {
             (true, _) => Style::Quiet,
             (false, true) => Style::Terminal,
@@ -60,12 +60,13 @@ impl Progress {
     }
 }
 
-fn line(second: i64, measured_s: i64, counts: &Counts) -> String {
+fn line(second: i64, measured_s: Option<i64>, counts: &Counts) -> String {
     let all = counts.sum(|_, _| true);
-    let phase = match second {
-        ..0 => "warm-up ".to_owned(),
-        second if second < measured_s => format!("{:>3}/{measured_s} s", second + 1),
-        _ => "draining".to_owned(),
+    let phase = match (second, measured_s) {
+        (..0, _) => "warm-up ".to_owned(),
+        (_, None) => format!("{:>6} s", second + 1),
+        (_, Some(measured_s)) if second < measured_s => format!("{:>3}/{measured_s} s", second + 1),
+        (_, Some(_)) => "draining".to_owned(),
     };
     let at = |quantile| micros(all.times.value_at_quantile(quantile) as f64 / 1000.0);
     let (rate, p50, p99, errors) = (grouped(all.answered), at(0.5), at(0.99), grouped(all.error_count()));
@@ -84,10 +85,12 @@ mod tests {
         cell.times.saturating_record(2_000);
         cell.answered = 12_345;
         cell.errors[1] = 3;
-        let text = line(4, 10, &counts);
+        let text = line(4, Some(10), &counts);
         for expected in ["5/10 s", "12,345 requests/s", "p50      2.0 us", "errors 3"] {
             assert!(text.contains(expected), "{text}");
         }
-        assert!(line(-1, 10, &counts).starts_with("warm-up") && line(10, 10, &counts).starts_with("draining"));
+        assert!(
+            line(-1, Some(10), &counts).starts_with("warm-up") && line(10, Some(10), &counts).starts_with("draining")
+        );
     }
 }

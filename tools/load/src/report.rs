@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
 
-use crate::json::{Part, RunReport};
+use crate::{
+    json::{Part, RunReport},
+    target::ErrorKind,
+};
 
 /// The whole report.
 pub fn render(report: &RunReport) -> String {
@@ -15,8 +18,10 @@ pub fn render(report: &RunReport) -> String {
     if report.all.errors.is_empty() {
         let _ = writeln!(out, "No errors.");
     } else {
-        let kinds = report.all.errors.iter().map(|(kind, count)| format!("{kind} {}", grouped(*count)));
-        let _ = writeln!(out, "Errors: {}", kinds.collect::<Vec<_>>().join(", "));
+        let _ = writeln!(out, "{}", errors(report));
+    }
+    if let Some(check) = &report.check {
+        let _ = writeln!(out, "\nLinearizability\n{}", check.text());
     }
     let _ = writeln!(out, "\nWhat was measured\n{}", settings_table(report));
     for note in &report.notes {
@@ -26,6 +31,20 @@ pub fn render(report: &RunReport) -> String {
         let _ = writeln!(out, "NOT VALID: {}", report.invalid_because.join("; "));
     }
     out.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Failed requests: by kind, and by whether they may have happened all the same.
+fn errors(report: &RunReport) -> String {
+    let kinds = report.all.errors.iter().map(|(kind, count)| format!("{kind} {}", grouped(*count)));
+    let is_certain = |kind: &str| ErrorKind::named(kind).is_some_and(ErrorKind::is_certain);
+    let certain: u64 = report.all.errors.iter().filter(|(kind, _)| is_certain(kind)).map(|(_, count)| count).sum();
+    let doubtful = report.all.error_count() - certain;
+    format!(
+        "Errors: {}\n{} of these requests did not happen; of {} nobody knows",
+        kinds.collect::<Vec<_>>().join(", "),
+        grouped(certain),
+        grouped(doubtful)
+    )
 }
 
 /// Throughput, and how it stands to what was offered.
@@ -137,6 +156,7 @@ mod tests {
             "zone 4 write",
             "2,0",
             "Errors: overloaded 1",
+            "1 of these requests did not happen; of 0 nobody knows",
             "facts: durability",
             "floor fn=1 fz=0",
             "unpinned",

@@ -19,17 +19,21 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded}
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::ClusterDriver,
+    check::{self, Verdict},
+    cluster::{Asking, ClusterDriver},
     gather::Gather,
     hdr::{HdrFile, HdrLog},
+    history::{self, Ledger, Record, Recorder},
     json::{self, Part, RunReport},
     local::Local,
     measure::{Counts, Interval, Kind, Window},
-    plan::{Load, Plan, Source},
+    plan::{Extent, Load, Plan, Source},
     progress::Progress,
+    samples::{self, SAMPLES_MAX, Samples},
     schedule::Schedule,
-    target::{ClusterInfo, Driver, MonotonicClock, NullDriver, TargetError},
-    worker::{Lane, Pace, Post, Report, Stop, Worker},
+    target::{ClusterInfo, Driver, ErrorKind, MonotonicClock, NullDriver, TargetError},
+    throttle::Throttle,
+    worker::{Kept, Lane, Pace, Post, Report, Stop, Worker},
     workload::{LanePlace, Requests, salted},
 };
 
@@ -68,14 +72,15 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> RunError + '_ {
 /// # Errors
 /// If there is nothing to report: the cluster cannot be reached, a file not be written, the plan does not fit.
 pub fn execute(plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunError> {
-    let read = plan.workload.read_mode;
+    let asking = Asking { read: plan.workload.read_mode, request_timeout: plan.request_timeout };
     match &plan.source {
         Source::Null { zones } => drive(&NullDriver::new(*zones), plan, interrupted),
-        Source::Seeds(seeds) => drive(&ClusterDriver::connect(seeds, read, None)?, plan, interrupted),
-        Source::ConfigFile(path) => drive(&ClusterDriver::from_file(path, read)?, plan, interrupted),
+        Source::Seeds(seeds) => drive(&ClusterDriver::connect(seeds, asking, None)?, plan, interrupted),
+        Source::Master(address) => drive(&ClusterDriver::from_master(address, asking)?, plan, interrupted),
+        Source::ConfigFile(path) => drive(&ClusterDriver::from_file(path, asking)?, plan, interrupted),
         Source::Local(settings) => {
             let local = Local::start(settings)?;
-            let driver = ClusterDriver::connect(local.seeds(), read, Some(local.executors()));
+            let driver = ClusterDriver::connect(local.seeds(), asking, Some(local.executors()));
             let mut report = driver.map_err(RunError::from).and_then(|driver| drive(&driver, plan, interrupted))?;
             if let Err(error) = local.stop() {
                 report.invalid_because.push(format!("the local cluster: {error}"));
@@ -116,25 +121,49 @@ impl Layout {
         in_flight / self.lane_count() + usize::from(number < in_flight % self.lane_count())
     }
 
-    /// The lanes of one worker, ready to draw requests.
-    fn lanes_of(&self, worker: usize, plan: &Plan, cluster: &ClusterInfo) -> Result<Vec<Lane>, RunError> {
+    /// The requests that lane `number` makes in the measured time, if they are counted: shared out among the lanes that
+    /// make any. The first of them make one more, so that lanes that go through all keys in turn make each once.
+    fn budget(&self, number: usize, plan: &Plan) -> Option<u64> {
+        let Extent::Requests(requests) = plan.timing.extent else { return None };
+        let lanes = match plan.load {
+            Load::Closed { in_flight, .. } if !plan.fills => in_flight.min(self.lane_count()),
+            _ => self.lane_count(),
+        };
+        let (number, lanes) = (number as u64, lanes as u64);
+        Some(if number < lanes { requests / lanes + u64::from(number < requests % lanes) } else { 0 })
+    }
+
+    /// The lanes of one worker, ready to draw requests. With `run`, values are numbered.
+    fn lanes_of(
+        &self,
+        worker: usize,
+        plan: &Plan,
+        cluster: &ClusterInfo,
+        run: Option<u32>,
+    ) -> Result<Vec<Lane>, RunError> {
         let lane = |(position, zone): (usize, &usize)| {
             let number = worker * self.lanes.len() + position;
             let of_cluster = cluster.zones.iter().position(|known| *known == self.zones[*zone]).unwrap_or(0);
             let (zones, lanes) = (cluster.zones.len(), self.lane_count());
             let place = LanePlace { zone: of_cluster, zones, lane: number, lanes };
             let quota = match plan.load {
-                Load::Closed { in_flight } => self.quota(number, in_flight),
+                Load::Closed { in_flight, .. } => self.quota(number, in_flight).max(usize::from(plan.fills)),
                 Load::Open { .. } => 0,
             };
-            let requests = Requests::new(&plan.workload, &place).map_err(|error| RunError::Plan(error.to_string()))?;
-            Ok(Lane { zone: *zone, requests, quota })
+            let requests = Requests::new(&plan.workload, &place, run);
+            let requests = requests.map_err(|error| RunError::Plan(error.to_string()))?;
+            Ok(Lane { zone: *zone, requests, quota, budget: self.budget(number, plan) })
         };
         self.lanes.iter().enumerate().map(lane).collect()
     }
 
     fn pace_of(&self, worker: usize, plan: &Plan) -> Pace {
-        let Load::Open { rate, arrivals, max_in_flight } = plan.load else { return Pace::Closed };
+        let (rate, arrivals, max_in_flight) = match plan.load {
+            Load::Open { rate, arrivals, max_in_flight } => (rate, arrivals, max_in_flight),
+            Load::Closed { throttle, .. } => {
+                return Pace::Closed(throttle.map(|rate| Throttle::new(rate, worker, self.workers)));
+            }
+        };
         let random = salted(plan.workload.seed, ARRIVALS_SALT + worker as u64);
         let schedule = Schedule::new(arrivals, rate, worker, self.workers, random);
         Pace::Open { schedule, max_in_flight: max_in_flight.div_ceil(self.workers) }
@@ -143,7 +172,7 @@ impl Layout {
     /// What a reader should know of how the load is spread.
     fn notes(&self, plan: &Plan) -> Vec<String> {
         match plan.load {
-            Load::Closed { in_flight } if in_flight < self.lane_count() => vec![format!(
+            Load::Closed { in_flight, .. } if in_flight < self.lane_count() && !plan.fills => vec![format!(
                 "--concurrency {in_flight} is less than the {} clients (workers x zones x clients per zone): the \
                  others are idle",
                 self.lane_count()
@@ -177,22 +206,23 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
     let cluster = driver.cluster();
     let layout = Layout::new(plan, cluster)?;
     let mut hdr = plan.hdr.as_deref().map(|path| HdrFile::create(path).map_err(file_error(path))).transpose()?;
-    if let Some(path) = &plan.json {
+    for path in [&plan.json, &plan.keep.latency, &plan.keep.history].into_iter().flatten() {
         File::options().append(true).create(true).open(path).map_err(file_error(path))?;
     }
     let (cores, pinning) = pinning(layout.workers, cluster.executors_here);
-    let window =
-        Window { start_ns: nanos(plan.timing.warmup), end_ns: nanos(plan.timing.warmup + plan.timing.duration) };
+    let window = window_of(plan);
     let stop = Arc::new(Stop::new(window, nanos(plan.timing.grace)));
+    let keeper = Keeper::new(plan, layout.workers);
 
     let result = thread::scope(|scope| {
         let (crew, mut starters) = (Crew::new(layout.workers), Vec::new());
         for (worker, core) in cores.into_iter().enumerate() {
-            let (lanes, pace) = (layout.lanes_of(worker, plan, cluster)?, layout.pace_of(worker, plan));
+            let lanes = layout.lanes_of(worker, plan, cluster, keeper.run)?;
+            let (pace, kept) = (layout.pace_of(worker, plan), keeper.kept(worker));
             let (go, gone) = bounded(1);
             let post = Post { worker, reports: crew.reports.0.clone(), used: crew.used[worker].1.clone() };
             let (stop, ready, layout) = (Arc::clone(&stop), crew.ready.0.clone(), &layout);
-            let body = move || work(driver, layout, core, lanes, pace, &stop, post, &ready, &gone);
+            let body = move || work(driver, layout, core, (lanes, pace, kept), &stop, post, &ready, &gone);
             thread::Builder::new()
                 .name(format!("load-{worker}"))
                 .spawn_scoped(scope, body)
@@ -205,14 +235,98 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
         for go in &starters {
             let _ = go.send(origin);
         }
-        let seconds = plan.timing.duration.as_secs_f64().ceil() as i64;
-        let gather = Gather::new(layout.workers, layout.zones.len(), log, Progress::new(plan.quiet, seconds));
+        let progress = Progress::new(plan.quiet, progress_end(plan));
+        let gather = Gather::new(layout.workers, layout.zones.len(), log, progress);
         Ok::<_, RunError>((crew.gather(gather, &stop, origin, interrupted), started, unpinned))
     });
-    let (gathered, started, unpinned) = result?;
+    let (mut gathered, started, unpinned) = result?;
     let pinning = if unpinned == 0 { pinning } else { format!("{pinning}, refused for {unpinned} of them") };
-    let facts = Facts { plan, layout: &layout, cluster, pinning, started, window: stop.window() };
-    Ok(facts.report(&gathered, interrupted.load(Ordering::Relaxed)))
+    let by_time = matches!(plan.timing.extent, Extent::Time(_));
+    let window = if by_time { stop.window() } else { stop.window_to_last() };
+    let kept = std::mem::take(&mut gathered.kept);
+    let silent_s = by_time.then(|| stop.silent_ns() as f64 / 1e9);
+    let facts = Facts { plan, layout: &layout, cluster, pinning, started, window, silent_s };
+    let mut report = facts.report(&gathered, interrupted.load(Ordering::Relaxed));
+    keeper.finish(kept, &mut report, plan)?;
+    judge(&mut report);
+    Ok(report)
+}
+
+/// What is measured, as far as it is known beforehand.
+fn window_of(plan: &Plan) -> Window {
+    let start_ns = nanos(plan.timing.warmup);
+    match plan.timing.extent {
+        Extent::Time(duration) => Window { start_ns, end_ns: start_ns + nanos(duration) },
+        Extent::Requests(_) => Window { start_ns, end_ns: u64::MAX >> 2 },
+    }
+}
+
+/// The last second that progress is shown of; none where requests are counted.
+fn progress_end(plan: &Plan) -> Option<i64> {
+    match plan.timing.extent {
+        Extent::Time(duration) => Some(duration.as_secs_f64().ceil() as i64),
+        Extent::Requests(_) => None,
+    }
+}
+
+/// Keeps what is asked for of single requests, and makes files and a verdict of it.
+struct Keeper {
+    ledger: Option<Arc<Ledger>>,
+    /// A number that hardly another run has, for the values of a history.
+    run: Option<u32>,
+    /// The most samples of each worker.
+    samples: Option<usize>,
+    seed: u64,
+}
+
+impl Keeper {
+    fn new(plan: &Plan, workers: usize) -> Self {
+        let keep = &plan.keep;
+        let ledger = keep.needs_history().then(|| Arc::new(Ledger::new(keep.history_max)));
+        let run = ledger.is_some().then(|| rand::random::<u32>() >> 1);
+        let samples = keep.latency.is_some().then_some(SAMPLES_MAX / workers);
+        Self { ledger, run, samples, seed: plan.workload.seed }
+    }
+
+    fn kept(&self, worker: usize) -> Kept {
+        Kept {
+            samples: self.samples.map(|max| Samples::new(max, self.seed.wrapping_add(worker as u64))),
+            recorder: self.ledger.as_ref().map(|ledger| Recorder::new(Arc::clone(ledger))),
+        }
+    }
+
+    /// Once all workers have ended.
+    fn finish(&self, kept: Vec<Kept>, report: &mut RunReport, plan: &Plan) -> Result<(), RunError> {
+        let (mut samples, mut records) = (Vec::new(), Vec::<Record>::new());
+        for kept in kept {
+            samples.extend(kept.samples);
+            records.extend(kept.recorder.into_iter().flat_map(Recorder::finish));
+        }
+        if let Some(path) = &plan.keep.latency {
+            let (written, of) = samples::write(path, samples).map_err(file_error(path))?;
+            if written < of {
+                let note = format!("{} holds a random sample of {written} of {of} response times", path.display());
+                report.notes.push(note);
+            }
+        }
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let recorded_s = ledger.cut_ns().map(|cut_ns| cut_ns as f64 / 1e9);
+        if let Some(path) = &plan.keep.history {
+            history::write_csv(path, &records).map_err(file_error(path))?;
+            if let Some(seconds) = recorded_s {
+                report.notes.push(format!(
+                    "{} ends {seconds:.3} s after the load began, at {} operations (--history-max keeps more)",
+                    path.display(),
+                    plan.keep.history_max
+                ));
+            }
+        }
+        if plan.keep.check {
+            let fresh = matches!(plan.source, Source::Local(_));
+            report.check = Some(check::CheckReport { recorded_s, ..check::judge(records, fresh) });
+        }
+        Ok(())
+    }
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -238,8 +352,7 @@ fn work<D: Driver>(
     driver: &D,
     layout: &Layout,
     core: Option<CoreId>,
-    lanes: Vec<Lane>,
-    pace: Pace,
+    (lanes, pace, kept): (Vec<Lane>, Pace, Kept),
     stop: &Arc<Stop>,
     post: Post,
     ready: &Sender<Result<bool, TargetError>>,
@@ -257,8 +370,9 @@ fn work<D: Driver>(
     let Ok(origin) = go.recv() else { return };
     let (worker, reports) = (post.worker, post.reports.clone());
     let clock = MonotonicClock(origin);
-    let outcome = Worker::new(target, lanes, pace, clock, Arc::clone(stop), layout.zones.len(), post).run();
-    let _ = reports.send(Report::Ended(worker, outcome));
+    let body = Worker::new(target, lanes, pace, clock, Arc::clone(stop), layout.zones.len(), post).keeping(kept);
+    let (outcome, kept) = body.run();
+    let _ = reports.send(Report::Ended(worker, outcome, kept));
 }
 
 type Channel<T> = (Sender<T>, Receiver<T>);
@@ -276,6 +390,7 @@ pub(crate) struct Gathered {
     pub(crate) totals: Counts,
     pub(crate) late: u64,
     pub(crate) failures: Vec<String>,
+    pub(crate) kept: Vec<Kept>,
 }
 
 impl Crew {
@@ -311,8 +426,8 @@ impl Crew {
                     gather.take(worker, &interval);
                     let _ = self.used[worker].0.try_send(interval);
                 }
-                Ok(Report::Ended(worker, outcome)) => {
-                    gather.end(worker, outcome);
+                Ok(Report::Ended(worker, outcome, kept)) => {
+                    gather.end(worker, outcome, kept);
                     running -= 1;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -331,6 +446,8 @@ struct Facts<'a> {
     pinning: String,
     started: SystemTime,
     window: Window,
+    /// How long nothing was answered at the end, where a time ended the run.
+    silent_s: Option<f64>,
 }
 
 impl Facts<'_> {
@@ -341,12 +458,13 @@ impl Facts<'_> {
         let all = part(None);
         let offered = matches!(self.plan.load, Load::Open { .. }) && measured_s > 0.0;
         let counted = all.response_us.count + all.error_count();
-        let mut report = RunReport {
+        let notes = self.plan.notes.iter().cloned().chain(self.layout.notes(self.plan));
+        RunReport {
             tool: "wpaxos-load".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: json::rfc3339(self.started),
             valid: true,
-            invalid_because: gathered.failures.clone(),
+            invalid_because: gathered.failures.iter().cloned().chain(self.silence(&all, measured_s)).collect(),
             interrupted,
             measured_s,
             offered_ops_per_s: offered.then(|| counted as f64 / measured_s),
@@ -354,12 +472,24 @@ impl Facts<'_> {
             read: part(Some(Kind::Read)),
             write: part(Some(Kind::Write)),
             zones: json::zone_parts(totals, &self.layout.zones, measured_s),
-            notes: self.layout.notes(self.plan),
+            notes: notes.collect(),
             config: self.config(),
+            check: None,
+            fills: self.plan.fills,
             all,
+        }
+    }
+
+    /// Whether the cluster stopped answering before the end: few requests fail then, for few were in flight.
+    fn silence(&self, all: &Part, measured_s: f64) -> Option<String> {
+        let unmade = all.errors.get(ErrorKind::Unsent.name()).copied().unwrap_or(0);
+        let Some(silent_s) = self.silent_s else {
+            let text = || format!("given up, for nothing was answered for long: {unmade} requests were not even made");
+            return (unmade > 0).then(text);
         };
-        judge(&mut report);
-        report
+        let usual_gap_s = measured_s / (all.response_us.count as f64).max(1.0);
+        let is_unusual = silent_s > 1.0 && silent_s > 10.0 * usual_gap_s;
+        is_unusual.then(|| format!("nothing was answered in the last {silent_s:.1} s of the measured time"))
     }
 
     fn config(&self) -> BTreeMap<String, Value> {
@@ -391,8 +521,15 @@ fn judge(report: &mut RunReport) {
     if answered == 0 {
         why.push("no request of the measured time was answered".to_owned());
     }
-    if errors * 100 > answered + errors {
+    if report.fills && errors > 0 {
+        why.push(format!("{errors} keys were not written, or nobody knows"));
+    } else if errors * 100 > answered + errors {
         why.push("more than 1% of the requests failed".to_owned());
+    }
+    match report.check.as_ref().map(|check| check.verdict) {
+        Some(Verdict::Violated) => why.push("the history is not linearizable".to_owned()),
+        Some(Verdict::Undecided) => why.push("the linearizability check came to no end".to_owned()),
+        Some(Verdict::Linearizable) | None => {}
     }
     if let Some(offered) = report.offered_ops_per_s {
         if report.all.throughput_ops_per_s < 0.99 * offered {

@@ -13,6 +13,8 @@ use wpaxos::command::Status;
 pub struct Request<'a> {
     /// The object.
     pub key: &'a [u8],
+    /// The number of the object.
+    pub number: u64,
     /// What to do with it.
     pub operation: Operation<'a>,
 }
@@ -30,16 +32,34 @@ pub enum Operation<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The cluster executed it.
-    Done,
+    Done(Seen),
     /// It did not, or nobody knows.
     Failed(ErrorKind),
+}
+
+/// What an answer tells, as far as a history needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// How the request ended.
+    pub status: Status,
+    /// The object's version after it; 0 if it is not known.
+    pub version: u64,
+    /// The number of the value that was read; 0 if there is none, or nothing was read.
+    pub value: u64,
+}
+
+impl Seen {
+    /// Nothing but the status.
+    pub const fn only(status: Status) -> Self {
+        Self { status, version: 0, value: 0 }
+    }
 }
 
 impl Answer {
     /// What a status counts as: an absent value is an answer like any other.
     pub fn of(status: Status) -> Self {
         match status {
-            Status::Ok | Status::NotFound | Status::CasFailed | Status::Duplicate => Self::Done,
+            Status::Ok | Status::NotFound | Status::CasFailed | Status::Duplicate => Self::Done(Seen::only(status)),
             Status::OutcomeUnknown => Self::Failed(ErrorKind::OutcomeUnknown),
             Status::Overloaded => Self::Failed(ErrorKind::Overloaded),
             Status::TimeoutNotDone => Self::Failed(ErrorKind::TimeoutNotDone),
@@ -93,6 +113,28 @@ impl ErrorKind {
         Self::Unanswered,
         Self::Unsent,
     ];
+
+    /// Whether the request certainly did not happen; else it may have.
+    pub const fn is_certain(self) -> bool {
+        match self {
+            Self::Overloaded
+            | Self::TimeoutNotDone
+            | Self::BadRequest
+            | Self::ShuttingDown
+            | Self::NotTaken
+            | Self::Unsent => true,
+            Self::OutcomeUnknown
+            | Self::RetryRefused
+            | Self::TimeoutMaybeDone
+            | Self::Disconnected
+            | Self::Unanswered => false,
+        }
+    }
+
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 
     /// Its name in reports.
     pub const fn name(self) -> &'static str {
@@ -225,7 +267,7 @@ impl Target for NullTarget {
             std::thread::sleep(wait);
         }
         for (lane, tag) in self.taken.drain(..) {
-            answered(lane, tag, Answer::Done);
+            answered(lane, tag, Answer::Done(Seen::only(Status::Ok)));
         }
         Ok(())
     }
@@ -239,12 +281,13 @@ mod tests {
     fn error_kinds_are_counted_by_position() {
         for (position, kind) in ErrorKind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, position, "{}", kind.name());
+            assert_eq!(ErrorKind::named(kind.name()), Some(kind));
         }
     }
 
     #[test]
     fn an_absent_value_is_an_answer_and_a_refusal_is_not() {
-        assert_eq!(Answer::of(Status::NotFound), Answer::Done);
+        assert_eq!(Answer::of(Status::NotFound), Answer::Done(Seen::only(Status::NotFound)));
         assert_eq!(Answer::of(Status::Overloaded), Answer::Failed(ErrorKind::Overloaded));
     }
 }

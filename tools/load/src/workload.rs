@@ -1,12 +1,18 @@
 //! Which requests are made: keys by distribution, operations by ratio, values.
 //!
-//! A key number is always in `0..keys`. All choices of one lane follow from the seed and the lane's number.
+//! A key is drawn as a number in `0..keys` and numbered from the first key on. All choices of one lane follow from the
+//! seed and the lane's number; with a history, the numbers in its values from the run too.
+
+use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use rand_distr::{Distribution as _, StandardNormal, Zipf};
+use rand_distr::StandardNormal;
 use wpaxos::protocol::ReadMode;
 
-use crate::target::{Operation, Request};
+use crate::{
+    target::{Operation, Request},
+    zipf::Zipf,
+};
 
 /// The most keys: 15 digits.
 pub const KEYS_MAX: u64 = 999_999_999_999_999;
@@ -20,12 +26,16 @@ const VALUE_POOL_SPARE: usize = 4096;
 pub struct Workload {
     /// Size of the key space.
     pub keys: u64,
+    /// Number of the first key.
+    pub first_key: u64,
     /// How keys are drawn from it.
     pub distribution: Distribution,
     /// Share of writes.
     pub write_ratio: f64,
     /// How reads are answered.
     pub read_mode: ReadMode,
+    /// Normal: how long the middle stays before it moves on by one key.
+    pub step: Option<Duration>,
     /// Bytes of a written value.
     pub value_bytes: usize,
     /// Decides every choice.
@@ -42,6 +52,20 @@ pub enum Distribution {
         /// The exponent.
         theta: f64,
     },
+    /// Key n, from 0, in proportion to 1/(v + n)^s.
+    Zipfan {
+        /// The exponent.
+        s: f64,
+        /// The offset.
+        v: f64,
+    },
+    /// Normal around the same key for all zones; the key space is a ring.
+    NormalAt {
+        /// Number of the key in the middle, counted as keys are numbered.
+        mu: f64,
+        /// Standard deviation in keys.
+        sigma: f64,
+    },
     /// Normal around the middle of the zone's own part of the key space, which is a ring, with this deviation.
     NormalSigma {
         /// Standard deviation in keys.
@@ -52,12 +76,12 @@ pub enum Distribution {
         /// The share.
         locality: f64,
     },
-    /// Exponential from key 0, cut off behind the last key.
+    /// Exponential from the first key, cut off behind the last key.
     Exponential {
         /// Mean in keys before the cut.
         mean: f64,
     },
-    /// Key 0 for this share of requests; else a key that only the zone uses.
+    /// The first key for this share of requests; else a key that only the zone uses.
     Conflict {
         /// The share in percent.
         percent: f64,
@@ -71,23 +95,25 @@ impl Distribution {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Uniform => "uniform",
-            Self::Zipfian { .. } => "zipfian",
-            Self::NormalSigma { .. } | Self::NormalLocality { .. } => "normal",
+            Self::Zipfian { .. } | Self::Zipfan { .. } => "zipfian",
+            Self::NormalAt { .. } | Self::NormalSigma { .. } | Self::NormalLocality { .. } => "normal",
             Self::Exponential { .. } => "exponential",
             Self::Conflict { .. } => "conflict",
             Self::Sequential => "sequential",
         }
     }
 
-    /// Its parameter, by name.
-    pub fn parameter(&self) -> Option<(&'static str, f64)> {
+    /// Its parameters, by name.
+    pub fn parameters(&self) -> Vec<(&'static str, f64)> {
         match *self {
-            Self::Uniform | Self::Sequential => None,
-            Self::Zipfian { theta } => Some(("zipf_theta", theta)),
-            Self::NormalSigma { sigma } => Some(("sigma", sigma)),
-            Self::NormalLocality { locality } => Some(("locality", locality)),
-            Self::Exponential { mean } => Some(("exponential_mean", mean)),
-            Self::Conflict { percent } => Some(("conflicts", percent)),
+            Self::Uniform | Self::Sequential => vec![],
+            Self::Zipfian { theta } => vec![("zipf_theta", theta)],
+            Self::Zipfan { s, v } => vec![("zipf_s", s), ("zipf_v", v)],
+            Self::NormalAt { mu, sigma } => vec![("mu", mu), ("sigma", sigma)],
+            Self::NormalSigma { sigma } => vec![("sigma", sigma)],
+            Self::NormalLocality { locality } => vec![("locality", locality)],
+            Self::Exponential { mean } => vec![("exponential_mean", mean)],
+            Self::Conflict { percent } => vec![("conflicts", percent)],
         }
     }
 }
@@ -120,13 +146,15 @@ fn own_part(keys: u64, place: &LanePlace) -> (u64, u64) {
 #[derive(Clone, Debug)]
 pub struct Keys {
     keys: u64,
+    first: u64,
+    step_ns: Option<u64>,
     kind: Kind,
 }
 
 #[derive(Clone, Debug)]
 enum Kind {
     Range { start: u64, end: u64 },
-    Zipfian(Zipf<f64>),
+    Zipf(Zipf),
     Normal { mean: f64, sigma: f64 },
     Exponential { mean: f64, mass: f64 },
     Conflict { share: f64, start: u64, end: u64 },
@@ -134,18 +162,19 @@ enum Kind {
 }
 
 impl Keys {
-    /// Keys of `distribution` for one lane.
+    /// The keys of a workload for one lane.
     ///
     /// # Errors
     /// If the distribution needs more zones or keys than there are.
-    pub fn new(distribution: &Distribution, keys: u64, place: &LanePlace) -> Result<Self, WorkloadError> {
+    pub fn new(workload: &Workload, place: &LanePlace) -> Result<Self, WorkloadError> {
+        let (keys, first) = (workload.keys, workload.first_key);
         assert!((1..=KEYS_MAX).contains(&keys) && place.zone < place.zones, "checked before: {keys} keys, {place:?}");
-        let kind = match *distribution {
+        let kind = match workload.distribution {
             Distribution::Uniform => Kind::Range { start: 0, end: keys },
-            Distribution::Zipfian { theta } => {
-                let zipf = Zipf::new(keys as f64, theta);
-                Kind::Zipfian(zipf.map_err(|error| WorkloadError(format!("--zipf-theta {theta}: {error}")))?)
-            }
+            Distribution::Zipfian { theta } => Kind::Zipf(Zipf::new(keys, theta, 1.0)),
+            Distribution::Zipfan { s, v } => Kind::Zipf(Zipf::new(keys, s, v)),
+            // The middle of the key's own stretch of the ring, so that its neighbours on both sides are alike.
+            Distribution::NormalAt { mu, sigma } => Kind::Normal { mean: mu - first as f64 + 0.5, sigma },
             Distribution::NormalSigma { sigma } => {
                 let (start, end) = own_part(keys, place);
                 Kind::Normal { mean: middle(start, end), sigma }
@@ -157,24 +186,20 @@ impl Keys {
                 Kind::Sequential { next: place.lane as u64 % keys, step: place.lanes as u64 % keys }
             }
         };
-        Ok(Self { keys, kind })
+        let step_ns = workload.step.map(|step| step.as_nanos() as u64);
+        Ok(Self { keys, first, step_ns, kind })
     }
 
-    /// The next key number, in `0..keys`.
-    pub fn draw(&mut self, random: &mut SmallRng) -> u64 {
+    /// The next key number, for a request that starts so long after the load began.
+    pub fn draw(&mut self, random: &mut SmallRng, now_ns: u64) -> u64 {
         let last = self.keys - 1;
-        match &mut self.kind {
+        let number = match &mut self.kind {
             Kind::Range { start, end } => random.random_range(*start..*end),
-            Kind::Zipfian(zipf) => loop {
-                // Rounding at the far end of the inverse may give a rank too many: drawn again, not moved elsewhere.
-                let rank = zipf.sample(random) as u64;
-                if (1..=last + 1).contains(&rank) {
-                    break rank - 1;
-                }
-            },
+            Kind::Zipf(zipf) => zipf.draw(random),
             Kind::Normal { mean, sigma } => {
+                let steps = self.step_ns.map_or(0, |step_ns| now_ns / step_ns);
                 let deviate: f64 = random.sample(StandardNormal);
-                let on_ring = (*mean + *sigma * deviate).rem_euclid(self.keys as f64);
+                let on_ring = (*mean + steps as f64 + *sigma * deviate).rem_euclid(self.keys as f64);
                 (on_ring as u64).min(last)
             }
             Kind::Exponential { mean, mass } => {
@@ -194,7 +219,8 @@ impl Keys {
                 *next = (*next + *step) % self.keys;
                 key
             }
-        }
+        };
+        self.first + number
     }
 }
 
@@ -282,7 +308,7 @@ fn erf(x: f64) -> f64 {
     value.copysign(x)
 }
 
-/// Key 0 is hot; the zones share out the others, so that requests for them never meet those of another zone.
+/// The first key is hot; the zones share out the others, so that requests for them never meet those of another zone.
 fn conflict(share: f64, keys: u64, place: &LanePlace) -> Kind {
     if keys == 1 {
         return Kind::Range { start: 0, end: 1 };
@@ -301,38 +327,72 @@ pub struct Requests {
     value_bytes: usize,
     pool: Vec<u8>,
     key: [u8; KEY_BYTES],
+    numbers: Option<Numbers>,
 }
 
+/// Numbers that no other write of the run has, and hardly one of another run.
+#[derive(Debug)]
+struct Numbers {
+    next: u64,
+    step: u64,
+    value: Vec<u8>,
+}
+
+/// A value with a number in it is at least so long.
+pub const NUMBERED_BYTES_MIN: usize = 8;
+
 impl Requests {
-    /// The requests of one lane.
+    /// The requests of one lane. With `run`, a number below 2^31 that is hardly another run's, every value begins with a
+    /// number of its own.
     ///
     /// # Errors
     /// If the distribution cannot be had in this cluster.
-    pub fn new(workload: &Workload, place: &LanePlace) -> Result<Self, WorkloadError> {
+    pub fn new(workload: &Workload, place: &LanePlace, run: Option<u32>) -> Result<Self, WorkloadError> {
         let mut random = salted(workload.seed, place.lane as u64);
         let mut pool = vec![0; workload.value_bytes + if workload.value_bytes == 0 { 0 } else { VALUE_POOL_SPARE }];
         random.fill(pool.as_mut_slice());
+        let numbers = run.map(|run| {
+            assert!(workload.value_bytes >= NUMBERED_BYTES_MIN && run < 1 << 31, "checked before: {workload:?}");
+            let next = u64::from(run) << 32 | (place.lane as u64 + 1);
+            Numbers { next, step: place.lanes as u64, value: vec![0; workload.value_bytes] }
+        });
         Ok(Self {
             random,
-            keys: Keys::new(&workload.distribution, workload.keys, place)?,
+            keys: Keys::new(workload, place)?,
             write_ratio: workload.write_ratio,
             value_bytes: workload.value_bytes,
             pool,
             key: *b"k000000000000000",
+            numbers,
         })
     }
 
-    /// The next request.
-    pub fn draw(&mut self) -> Request<'_> {
-        write_key(&mut self.key, self.keys.draw(&mut self.random));
+    /// The next request, which starts so long after the load began.
+    pub fn draw(&mut self, now_ns: u64) -> Request<'_> {
+        let number = self.keys.draw(&mut self.random, now_ns);
+        write_key(&mut self.key, number);
         let operation = if self.random.random::<f64>() < self.write_ratio {
             let spare = self.pool.len() - self.value_bytes;
             let start = if spare == 0 { 0 } else { self.random.random_range(0..spare) };
-            Operation::Write(&self.pool[start..start + self.value_bytes])
+            let random = &self.pool[start..start + self.value_bytes];
+            Operation::Write(match &mut self.numbers {
+                Some(numbers) => numbers.put_into(random),
+                None => random,
+            })
         } else {
             Operation::Read
         };
-        Request { key: &self.key, operation }
+        Request { key: &self.key, number, operation }
+    }
+}
+
+impl Numbers {
+    /// The value with the next number at its beginning.
+    fn put_into(&mut self, value: &[u8]) -> &[u8] {
+        self.value.copy_from_slice(value);
+        self.value[..8].copy_from_slice(&self.next.to_le_bytes());
+        self.next += self.step;
+        &self.value
     }
 }
 
@@ -350,204 +410,4 @@ fn write_key(key: &mut [u8; KEY_BYTES], mut number: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const DRAWS: usize = 200_000;
-
-    fn place(zone: usize, zones: usize) -> LanePlace {
-        LanePlace { zone, zones, lane: zone, lanes: zones }
-    }
-
-    fn counts(distribution: Distribution, keys: u64, place: LanePlace) -> Vec<usize> {
-        let mut source = Keys::new(&distribution, keys, &place).unwrap();
-        let mut random = salted(3, 0);
-        let mut counts = vec![0; keys as usize];
-        for _ in 0..DRAWS {
-            counts[source.draw(&mut random) as usize] += 1;
-        }
-        counts
-    }
-
-    /// Chi-squared of the counts against expected shares, and a bound that honest samples hardly ever exceed.
-    fn assert_fits(counts: &[usize], share: impl Fn(usize) -> f64) {
-        let mut chi = 0.0;
-        let mut bins = 0.0;
-        for (key, count) in counts.iter().enumerate() {
-            let expected = share(key) * DRAWS as f64;
-            if expected < 5.0 {
-                assert!(*count < 40, "key {key} was drawn {count} times, expected {expected}");
-                continue;
-            }
-            chi += (*count as f64 - expected).powi(2) / expected;
-            bins += 1.0;
-        }
-        let bound = bins + 4.0 * f64::sqrt(2.0 * bins) + 10.0;
-        assert!(chi < bound, "chi-squared {chi} over {bins} bins, expected below {bound}");
-    }
-
-    #[test]
-    fn uniform_is_flat() {
-        assert_fits(&counts(Distribution::Uniform, 100, place(0, 3)), |_| 0.01);
-    }
-
-    #[test]
-    fn zipfian_follows_the_ranks() {
-        for theta in [0.0, 0.5, 0.99, 1.0, 1.5] {
-            let total: f64 = (1..=50).map(|rank| f64::from(rank).powf(-theta)).sum();
-            let counts = counts(Distribution::Zipfian { theta }, 50, place(0, 1));
-            assert_fits(&counts, |key| ((key + 1) as f64).powf(-theta) / total);
-        }
-    }
-
-    #[test]
-    fn exponential_is_cut_off_behind_the_last_key() {
-        for mean in [5.0, 40.0, 1e6] {
-            let upto = |key: f64| -f64::exp_m1(-key / mean);
-            let counts = counts(Distribution::Exponential { mean }, 50, place(0, 1));
-            assert_fits(&counts, |key| (upto(key as f64 + 1.0) - upto(key as f64)) / upto(50.0));
-        }
-    }
-
-    #[test]
-    fn conflict_hits_the_hot_key_that_often_and_zones_share_nothing_else() {
-        for zone in 0..3 {
-            let counts = counts(Distribution::Conflict { percent: 30.0 }, 31, place(zone, 3));
-            let own = 1 + 10 * zone..11 + 10 * zone;
-            assert_fits(&counts, |key| if key == 0 { 0.3 } else { 0.07 * f64::from(own.contains(&key)) });
-        }
-        assert_eq!(counts(Distribution::Conflict { percent: 0.0 }, 5, place(1, 2))[0], 0);
-        assert_eq!(counts(Distribution::Conflict { percent: 100.0 }, 5, place(1, 2))[0], DRAWS);
-    }
-
-    #[test]
-    fn sequential_lanes_together_go_through_all_keys() {
-        for (keys, lanes) in [(10, 3), (12, 4), (3, 7), (1, 2)] {
-            let mut seen = vec![0; keys];
-            for lane in 0..lanes {
-                let place = LanePlace { zone: 0, zones: 1, lane, lanes };
-                let mut source = Keys::new(&Distribution::Sequential, keys as u64, &place).unwrap();
-                for _ in 0..keys {
-                    seen[source.draw(&mut salted(1, 1)) as usize] += 1;
-                }
-            }
-            assert_eq!(seen, vec![lanes; keys], "{keys} keys, {lanes} lanes");
-        }
-    }
-
-    #[test]
-    fn locality_is_the_share_in_the_zones_own_part() {
-        for (zones, keys) in [(2, 1000), (3, 1000), (5, 1000), (3, 100_001)] {
-            for locality in [0.6, 0.9, 0.95, 0.99] {
-                for zone in 0..zones {
-                    let place = place(zone, zones);
-                    let (start, end) = own_part(keys, &place);
-                    let mut source = Keys::new(&Distribution::NormalLocality { locality }, keys, &place).unwrap();
-                    let mut random = salted(9, zone as u64);
-                    let own = (0..DRAWS).filter(|_| (start..end).contains(&source.draw(&mut random))).count();
-                    let share = own as f64 / DRAWS as f64;
-                    let deviation = (locality * (1.0 - locality) / DRAWS as f64).sqrt();
-                    assert!((share - locality).abs() < 5.0 * deviation, "{zones} zones: {share} for {locality}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn sigma_is_that_of_the_paper_where_the_ring_does_not_matter() {
-        // Quantile 0.975 of the standard normal is 1.959964: L = 0.95 has a half width of that many deviations.
-        let sigma = sigma_of(0.95, 1.0 / 3.0);
-        assert!((sigma - 1.0 / 3.0 / (2.0 * 1.959_963_985)).abs() < 1e-9, "{sigma}");
-        assert!((erf(1.0) - 0.842_700_792_949_715).abs() < 1e-12 && (erf(3.0) - 0.999_977_909_503_001).abs() < 1e-12);
-        assert!((own_mass(0.3, 0.4) - own_mass(0.300_000_001, 0.4)).abs() < 1e-7, "the two sums agree");
-    }
-
-    #[test]
-    fn localities_that_cannot_be_are_refused() {
-        let new = |locality, keys, zones| {
-            let keys = Keys::new(&Distribution::NormalLocality { locality }, keys, &place(0, zones));
-            keys.map(|_| ()).unwrap_err().to_string()
-        };
-        assert!(new(0.9, 100, 1).contains("--sigma"));
-        assert!(new(0.3, 99, 3).contains("above 0.3333"));
-        assert!(new(0.9, 2, 3).contains("--keys 2"));
-    }
-
-    #[test]
-    fn writes_are_as_frequent_as_asked_and_values_as_long() {
-        let workload = Workload {
-            keys: 10,
-            distribution: Distribution::Uniform,
-            write_ratio: 0.25,
-            read_mode: ReadMode::Log,
-            value_bytes: 100,
-            seed: 1,
-        };
-        let mut requests = Requests::new(&workload, &place(0, 1)).unwrap();
-        let mut writes = 0;
-        for _ in 0..DRAWS {
-            let request = requests.draw();
-            assert!(request.key.len() == KEY_BYTES && request.key.starts_with(b"k00000000000000"));
-            match request.operation {
-                Operation::Write(value) => {
-                    assert_eq!(value.len(), 100);
-                    writes += 1;
-                }
-                Operation::Read => {}
-            }
-        }
-        assert!((writes as f64 / DRAWS as f64 - 0.25).abs() < 0.01);
-        for (ratio, all) in [(0.0, false), (1.0, true)] {
-            let mut requests =
-                Requests::new(&Workload { write_ratio: ratio, ..workload.clone() }, &place(0, 1)).unwrap();
-            assert!((0..1000).all(|_| matches!(requests.draw().operation, Operation::Write(_)) == all));
-        }
-    }
-
-    #[test]
-    fn the_same_seed_draws_the_same_and_lanes_differ() {
-        let draw = |seed, lane| {
-            let mut keys = Keys::new(&Distribution::Uniform, KEYS_MAX, &place(0, 1)).unwrap();
-            let mut random = salted(seed, lane);
-            (0..10).map(|_| keys.draw(&mut random)).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(1, 0), draw(1, 0));
-        assert_ne!(draw(1, 0), draw(1, 1));
-        assert_ne!(draw(1, 0), draw(2, 0));
-    }
-
-    #[test]
-    fn keys_are_fixed_width() {
-        let mut key = *b"k000000000000000";
-        write_key(&mut key, 42);
-        assert_eq!(&key, b"k000000000000042");
-        write_key(&mut key, KEYS_MAX);
-        assert_eq!(&key, b"k999999999999999");
-    }
-
-    proptest! {
-        #[test]
-        fn every_distribution_stays_in_range(
-            keys in prop_oneof![1..20u64, 1..=KEYS_MAX, Just(KEYS_MAX)], zones in 1..9usize, which in 0..7, seed: u64,
-        ) {
-            let distribution = match which {
-                0 => Distribution::Uniform,
-                1 => Distribution::Zipfian { theta: 0.99 },
-                2 => Distribution::NormalSigma { sigma: keys as f64 * 3.0 },
-                3 => Distribution::NormalLocality { locality: 0.7 },
-                4 => Distribution::Exponential { mean: keys as f64 / 2.0 },
-                5 => Distribution::Conflict { percent: 50.0 },
-                _ => Distribution::Sequential,
-            };
-            let place = LanePlace { zone: zones - 1, zones, lane: zones - 1, lanes: zones };
-            if let Ok(mut source) = Keys::new(&distribution, keys, &place) {
-                let mut random = salted(seed, 0);
-                for _ in 0..200 {
-                    prop_assert!(source.draw(&mut random) < keys);
-                }
-            }
-        }
-    }
-}
+mod tests;

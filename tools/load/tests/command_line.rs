@@ -111,7 +111,8 @@ fn two_runs_are_set_side_by_side() {
 fn wrong_flags_and_unreachable_clusters_have_their_exit_codes() {
     for (flags, code, said) in [
         ("--rate 5 --concurrency 5", 2, "--concurrency"),
-        ("run --distribution zipfan", 2, "zipfian"),
+        ("run --distribution zipfain", 2, "zipfian"),
+        ("--Throttle 5 --rate 5", 2, "--throttle"),
         ("--target null --from-zones 4", 1, "the cluster has zones 1, 2, 3"),
         ("--target null --distribution normal --locality 0.2", 1, "above 0.3330"),
         ("--target null --json /no/such/directory/run.json", 1, "/no/such/directory/run.json"),
