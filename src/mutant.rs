@@ -95,7 +95,6 @@ mutants! {
     GapNeverAsked, "gap-never-asked", "A missing slot is waited for, never asked for.";
     OrphansLeft, "orphans-left", "Nobody finishes the entries of dead streams.";
     WithdrawnLeft, "withdrawn-left", "Nobody finishes entries that were withdrawn though nobody took their object.";
-    DeposedByStateLeft, "deposed-by-state-left", "An owner that a state deposes leaves what it withdrew.";
     InstalledUntold, "installed-untold", "Who installs a state in phase 1 fills no slot above it, so that others hear nothing.";
     EndedStreamsFull, "ended-streams-full", "Who remembers enough ended streams of an owner learns of no later one.";
     CatchUpUnlogged, "catch-up-unlogged", "What a catch-up or a survey brought is there after a restart, but no claim to it.";

@@ -20,7 +20,7 @@
 //! **Who is alive?** A second replica with an id that is alive is refused. Alive is who has a connection on which it waits
 //! for the configuration or has been handed it and is not up yet, or whose native port answers. So a replica that died is
 //! replaced at once, whatever the master remembers of it, and a master that has forgotten everything still knows.
-//! See `docs/decisions/0010-the-master-remembers-one-thing.md`.
+//! See `docs/decisions/0011-the-master-remembers-one-thing.md`.
 
 use std::{
     io,

@@ -142,13 +142,8 @@ impl WPaxos {
                 self.objects[object].promised = promised;
             }
             if applied > self.objects[object].applied || self.config.has(Mutant::OlderStateInstalled) {
-                let led = self.objects[object].leading().is_some();
                 self.depose(now, object);
                 self.install(object, applied, state);
-                if led && !self.config.has(Mutant::DeposedByStateLeft) {
-                    // There is no rival who will decide what was just withdrawn.
-                    self.orphan_tail(now, object);
-                }
             }
         }
         Ok(())

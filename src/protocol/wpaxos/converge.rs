@@ -79,7 +79,7 @@ impl Converge {
     }
 
     /// A stream has ended, or this node has got further in one that has.
-    fn note(&mut self, reached: Reached) {
+    pub(super) fn note(&mut self, reached: Reached) {
         let ended = &mut self.ended[usize::from(reached.owner)];
         match ended.binary_search_by_key(&age(reached.stream), |known| age(known.stream)) {
             Ok(place) => ended[place].up_to = ended[place].up_to.get().max(reached.up_to.get()).into(),
@@ -142,14 +142,6 @@ impl WPaxos {
             if left.is_some_and(|left| !left.decided) {
                 self.converge.orphans.insert((due, entry.object, entry.slot, entry.ballot));
             }
-        }
-    }
-
-    /// Notes what is undecided of an object that this node has ceased to lead without hearing of another owner.
-    pub(super) fn orphan_tail(&mut self, now: Micros, object: ObjectIndex) {
-        let due = now.plus(self.config.timers.prepare_retry_us);
-        for entry in self.objects[object].tail.iter().filter(|entry| !entry.decided) {
-            self.converge.orphans.insert((due, object, entry.slot, entry.ballot));
         }
     }
 
@@ -235,7 +227,7 @@ impl WPaxos {
 /// Comparing.
 impl WPaxos {
     /// How far this node got in each stream that has ended.
-    fn reached(&self) -> Vec<Reached> {
+    pub(super) fn reached(&self) -> Vec<Reached> {
         let mut reached: Vec<Reached> = self.converge.ended.iter().flatten().copied().collect();
         for owner in self.converge.silent.iter() {
             let inbound = &self.inbound[owner.index()];
@@ -250,7 +242,7 @@ impl WPaxos {
     }
 
     /// Whether a peer got further than this node in a stream that has ended.
-    fn is_behind(&self, theirs: &[Reached]) -> bool {
+    pub(super) fn is_behind(&self, theirs: &[Reached]) -> bool {
         theirs.iter().any(|their| {
             let owner = NodeIndex(their.owner);
             let inbound = &self.inbound[owner.index()];

@@ -1,6 +1,6 @@
 //! Planted bugs that hardly any history meets by chance, or that need a restart: each changes what a directed test sees.
 
-use super::*;
+use super::{super::message::Reached, *};
 use crate::{
     mutant::Mutant,
     protocol::{RecordId, Send},
@@ -11,6 +11,7 @@ use crate::{
 fn three(mutant: Option<Mutant>) -> Bench {
     let mut bench = Bench::three();
     bench.nodes.iter_mut().for_each(|node| node.config.mutant = mutant);
+    bench.configs.iter_mut().for_each(|config| config.mutant = mutant);
     bench
 }
 
@@ -290,5 +291,104 @@ fn what_was_sent_before_goes_out_again_as_a_retry() {
         (bench.known(0).2 - before, bench.replies.last().unwrap().1)
     };
     let (right, wrong) = both(Mutant::RerouteUnmarked, scenario);
+    assert_eq!((right, wrong), ((0, Status::OutcomeUnknown), (1, Status::Ok)));
+}
+
+#[test]
+fn a_withdrawn_entry_that_nobody_takes_over_is_finished() {
+    let scenario = |mutant| {
+        let bench = recovery::deposed_by_a_state(three(mutant));
+        (bench.known(0).0, bench.known(2).0)
+    };
+    let (right, wrong) = both(Mutant::WithdrawnLeft, scenario);
+    assert_eq!(right, (3, 3));
+    assert!(wrong.0 < 3 && wrong.1 < 3, "{wrong:?}");
+}
+
+#[test]
+fn what_was_refused_because_of_hearsay_is_refused_by_the_replay() {
+    let scenario = |mutant| {
+        let mut bench = three(mutant);
+        let object = bench.nodes[1].object_of(b"k");
+        bench.nodes[1].hear(bench.now, object, ballot(9, 1, 3));
+        bench.give(0, 1, &batch(0, 1, &[(1, ballot(1, 1, 1), b"a")]));
+        bench.restart_whole(1);
+        bench.nodes[1].accepted(b"k").len()
+    };
+    assert_eq!(both(Mutant::RaisesUnlogged, scenario), (0, 1));
+}
+
+#[test]
+fn a_state_installed_in_phase_1_is_told_by_a_slot_above_it() {
+    let scenario = |mutant| {
+        let mut bench = recovery::told_one_of(three(mutant));
+        bench.cut(0, 1);
+        bench.cut(0, 2);
+        let object = bench.nodes[2].objects.find(b"k").unwrap();
+        bench.nodes[2].start_phase1(bench.now, object, None);
+        bench.flush(2);
+        bench.settle();
+        (bench.counter(2, "noops"), bench.known(2).0)
+    };
+    assert_eq!(both(Mutant::InstalledUntold, scenario), ((1, 3), (0, 2)));
+}
+
+#[test]
+fn the_last_streams_of_an_owner_are_remembered() {
+    let scenario = |mutant| {
+        let mut bench = three(mutant);
+        let reached = |boot: u32| Reached {
+            owner: 0,
+            reserved: [0; 3],
+            stream: StreamId { incarnation: 100.into(), boot: boot.into() },
+            up_to: 1.into(),
+        };
+        (2..12).for_each(|boot| bench.nodes[1].converge.note(reached(boot)));
+        [1, 11, 12].map(|boot| bench.nodes[1].is_behind(&[reached(boot)]))
+    };
+    assert_eq!(both(Mutant::EndedStreamsFull, scenario), ([false, false, true], [false; 3]));
+}
+
+#[test]
+fn what_a_survey_brought_is_claimed_after_a_restart() {
+    let scenario = |mutant| {
+        let mut bench = recovery::told_one_of(three(mutant));
+        bench.cut(0, 1);
+        bench.cut(0, 2);
+        bench.become_equal(&[1, 2]);
+        bench.restart_whole(2);
+        let reached = bench.nodes[2].reached();
+        let of_node_0 = reached.iter().filter(|reached| reached.owner == 0).map(|reached| reached.up_to.get());
+        (bench.known(2).0, of_node_0.max().unwrap_or(0))
+    };
+    assert_eq!(both(Mutant::CatchUpUnlogged, scenario), ((2, 2), (2, 0)));
+}
+
+#[test]
+fn a_later_session_does_not_vouch_for_a_dropped_one() {
+    let scenario = |mutant| {
+        let mut bench = three(mutant);
+        bench.ask_of(0, 7, 5, ReadMode::Confirm, Action::Put(b"a"));
+        bench.flush(0);
+        bench.settle();
+        for client in 100..100 + crate::store::SESSIONS_MAX as u64 {
+            bench.ask_of(0, client, client, ReadMode::Confirm, Action::Put(b"b"));
+        }
+        bench.ask_of(0, 7, 3, ReadMode::Confirm, Action::Put(b"c"));
+        bench.flush(0);
+        bench.settle();
+        let before = bench.known(0).2;
+        let mut bytes = Vec::new();
+        let put = NewCommand { client: 7, id: 5, retry: true, key: b"k", action: Action::Put(b"a") };
+        put.encode(&mut bytes).unwrap();
+        let frame = Bytes::from(bytes);
+        let (reply_to, zone, read) = (ReplyTo(999), bench.nodes[0].config.my_zone(), ReadMode::Confirm);
+        let request = Request { reply_to, zone, read, command: Command::parse(&frame).unwrap(), frame: &frame };
+        bench.nodes[0].on_request(bench.now, request, &mut bench.outs[0]);
+        bench.flush(0);
+        bench.settle();
+        (bench.known(0).2 - before, bench.replies.last().unwrap().1)
+    };
+    let (right, wrong) = both(Mutant::SessionVouches, scenario);
     assert_eq!((right, wrong), ((0, Status::OutcomeUnknown), (1, Status::Ok)));
 }

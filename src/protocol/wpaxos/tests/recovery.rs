@@ -6,7 +6,7 @@ use crate::topology::{Home, InitialOwner};
 
 impl Bench {
     /// Ends a node's process and starts the next boot with so many records of its log. Its links are down.
-    fn restart(&mut self, node: usize, records: usize) {
+    pub(super) fn restart(&mut self, node: usize, records: usize) {
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.cut(node, peer);
         }
@@ -17,7 +17,7 @@ impl Bench {
         self.nodes[node] = recovered(config, self.now, &self.logs[node]);
     }
 
-    fn restart_whole(&mut self, node: usize) {
+    pub(super) fn restart_whole(&mut self, node: usize) {
         self.restart(node, usize::MAX);
     }
 
@@ -29,14 +29,14 @@ impl Bench {
     }
 
     /// Time for suspicion, orphans and surveys.
-    fn wait_long(&mut self) {
+    pub(super) fn wait_long(&mut self) {
         for _ in 0..120 {
             self.pass(100_000);
             self.settle();
         }
     }
 
-    fn become_equal(&mut self, nodes: &[usize]) {
+    pub(super) fn become_equal(&mut self, nodes: &[usize]) {
         self.wait_long();
         for node in nodes {
             assert_eq!(self.known(*node), self.known(nodes[0]), "node {node}");
@@ -241,7 +241,11 @@ fn an_answer_to_an_earlier_boot_answers_nobody() {
 /// slots behind, which it then withdraws, are nobody else's to decide.
 #[test]
 fn an_owner_that_a_state_deposes_finishes_what_it_withdrew() {
-    let mut bench = Bench::three();
+    let bench = deposed_by_a_state(Bench::three());
+    assert_eq!(bench.known(2), (3, Some(b"c".to_vec()), 3), "though nobody has used the object");
+}
+
+pub(super) fn deposed_by_a_state(mut bench: Bench) -> Bench {
     bench.ask(1, 1, Action::Put(b"a"));
     bench.settle();
     bench.ask(1, 2, Action::Put(b"b"));
@@ -284,13 +288,15 @@ fn an_owner_that_a_state_deposes_finishes_what_it_withdrew() {
     bench.give(2, 0, &wire::parse(wire::frame(Kind::State, 0, 1, &body)).unwrap());
     assert_eq!((bench.leads(0), bench.known(0).0), (false, 2));
     bench.wait_long();
-    bench.become_equal(&[0, 2]);
-    assert_eq!(bench.known(2), (3, Some(b"c".to_vec()), 3), "though nobody has used the object");
+    bench
 }
 
 /// Node 0 has committed a second write, of which only node 1 has heard; node 2 has not even got it.
 fn told_one() -> Bench {
-    let mut bench = Bench::three();
+    told_one_of(Bench::three())
+}
+
+pub(super) fn told_one_of(mut bench: Bench) -> Bench {
     bench.ask(0, 1, Action::Put(b"a"));
     bench.settle();
     bench.ask(0, 2, Action::Put(b"b"));
