@@ -1,17 +1,19 @@
 //! Bringing nodes up to date by object state: gaps, and streams that no longer reach back (`protocol.md` §5).
 
+use bytes::BytesMut;
 use zerocopy::IntoBytes;
 
 use super::{
     Ballot, ObjectIndex, WPaxos,
     message::{Reader, SkipBody, StateEntryHead, ballot_from, put_state},
+    object::Object,
 };
 use crate::{
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     store::ObjectState,
     topology::NodeIndex,
-    wire::{Frame, FrameError, Kind},
+    wire::{self, Frame, FrameError, Kind},
 };
 
 /// How many objects a tick looks at for each receiver that is behind.
@@ -70,7 +72,7 @@ impl WPaxos {
     }
 
     /// Asks the owner, or everybody if the owner does not answer.
-    fn ask_state(&mut self, now: Micros, object: ObjectIndex) {
+    pub(super) fn ask_state(&mut self, now: Micros, object: ObjectIndex) {
         let owner = self.owner_of(object).filter(|owner| *owner != self.config.me && !self.is_suspected(now, *owner));
         let known = &self.objects[object];
         let head = StateEntryHead {
@@ -108,20 +110,14 @@ impl WPaxos {
     fn send_state(&mut self, to: NodeIndex, object: ObjectIndex) {
         let known = &self.objects[object];
         self.counters.states_sent += 1;
-        self.links[to.index()].put_with(Kind::State, |buffer| {
-            let start = buffer.len();
-            let mut head = StateEntryHead {
-                applied: known.applied.into(),
-                promised: known.promised.number.into(),
-                state_bytes: 0.into(),
-                key_bytes: (known.key.len() as u16).into(),
-                reserved: 0.into(),
-            };
-            buffer.extend_from_slice(head.as_bytes());
-            buffer.extend_from_slice(&known.key);
-            head.state_bytes = (put_state(buffer, &known.state) as u32).into();
-            buffer[start..start + size_of::<StateEntryHead>()].copy_from_slice(head.as_bytes());
-        });
+        self.links[to.index()].put_with(Kind::State, |buffer| put_state_entry(buffer, known));
+    }
+
+    /// What this node installed in a phase 1: the claim that it has got so far in a stream may come to stand on it.
+    pub(super) fn log_installed(&mut self, object: ObjectIndex) {
+        let mut body = BytesMut::new();
+        put_state_entry(&mut body, &self.objects[object]);
+        self.log_own(wire::frame(Kind::State, self.config.shard, self.config.version, &body));
     }
 
     /// States of objects: installed where they are ahead. A node that leads an object of which somebody has executed more
@@ -193,4 +189,19 @@ impl WPaxos {
         }
         Ok(())
     }
+}
+
+fn put_state_entry(buffer: &mut BytesMut, known: &Object) {
+    let start = buffer.len();
+    let mut head = StateEntryHead {
+        applied: known.applied.into(),
+        promised: known.promised.number.into(),
+        state_bytes: 0.into(),
+        key_bytes: (known.key.len() as u16).into(),
+        reserved: 0.into(),
+    };
+    buffer.extend_from_slice(head.as_bytes());
+    buffer.extend_from_slice(&known.key);
+    head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+    buffer[start..start + size_of::<StateEntryHead>()].copy_from_slice(head.as_bytes());
 }

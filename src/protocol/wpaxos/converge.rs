@@ -158,6 +158,15 @@ impl WPaxos {
         }
     }
 
+    /// Entries that a Skip passes over: what their owner made of them is not known here. State tells, if they were committed.
+    pub(super) fn orphan_skipped(&mut self, now: Micros, owner: NodeIndex, to: u64) {
+        let entries = self.inbound[owner.index()].entries().take_while(|(seq, _)| *seq <= to);
+        let skipped: Vec<_> = entries.map(|(_, entry)| (entry.object, entry.slot, entry.ballot)).collect();
+        for (object, slot, ballot) in skipped {
+            self.orphan_withdrawn(now, object, slot, ballot);
+        }
+    }
+
     /// Whether the entry is still what this node holds in the slot, and nobody is at work here to decide it.
     fn is_open(&mut self, (_, object, slot, ballot): Orphan) -> bool {
         let known = &mut self.objects[object];
@@ -174,6 +183,7 @@ impl WPaxos {
             return;
         }
         self.note_silence(now);
+        let mut asked = None;
         for _ in 0..ORPHANS_PER_CHECK {
             let Some(&orphan) = self.converge.orphans.first().filter(|(due, ..)| *due <= now) else { break };
             self.converge.orphans.pop_first();
@@ -186,9 +196,14 @@ impl WPaxos {
             let known = &self.objects[object];
             let owner = self.owner_of(object).filter(|owner| *owner != self.config.me && known.promised > ballot);
             match owner.filter(|owner| !self.is_suspected(now, *owner)) {
+                // An object's orphans are next to each other, most of the time.
+                Some(_) if asked == Some(object) => {}
                 Some(owner) => {
+                    asked = Some(object);
                     let head = key_ballot_head(known.promised, &known.key);
                     self.links[owner.index()].put(Kind::Handover, &head, &[&known.key]);
+                    // It may have executed the slot long ago.
+                    self.ask_state(now, object);
                 }
                 None if known.is_idle() => {
                     self.counters.orphans += 1;

@@ -69,6 +69,8 @@ pub(super) struct Link {
     /// Since when frames of the stream are held for it.
     pub(super) held_since: Option<Micros>,
     pub(super) catch_up: Option<CatchUp>,
+    /// When an ack with many refusals was last sent.
+    pub(super) long_ack_at: Micros,
     filling: [Filling; GATHERED.len()],
     dirty: bool,
 }
@@ -92,6 +94,7 @@ impl Link {
             sent_commit: 0,
             held_since: None,
             catch_up: None,
+            long_ack_at: Micros(0),
             filling: Default::default(),
             dirty: false,
         }

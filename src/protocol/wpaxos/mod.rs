@@ -449,7 +449,7 @@ impl Protocol for WPaxos {
             self.log_raises();
         }
         out.records.append(&mut self.records);
-        self.send_acks(out);
+        self.send_acks(now, out);
         self.send_stream(now, out);
         let promises = if self.config.has(Mutant::PromiseBeforeDurable) { RecordId(0) } else { self.logged };
         for link in &mut self.links {

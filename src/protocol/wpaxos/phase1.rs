@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zerocopy::IntoBytes;
 
 use super::{
-    Ballot, Config, Link, ObjectIndex, RequestKey, Role, WPaxos,
+    Ballot, Config, Link, ObjectIndex, RequestKey, Requests, Role, WPaxos,
     message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
     object::Leading,
 };
@@ -22,6 +22,9 @@ use crate::{
 /// Slots that can be open at once: far more than the bound on what is uncommitted allows.
 const SLOTS_OPEN_MAX: u64 = 1 << 20;
 
+/// How many requests a candidacy may hold before it looks which of them have ended.
+const SWEEP_MIN: usize = 64;
+
 /// A candidacy for one object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Preparing {
@@ -31,8 +34,9 @@ pub(super) struct Preparing {
     best: Option<(u64, ObjectState)>,
     /// Per slot what acceptors reported: a decision, or else the command with the highest ballot.
     reported: BTreeMap<u64, Reported>,
-    /// Requests that wait for the outcome.
+    /// Requests that wait for the outcome. Those that have ended meanwhile are swept out when there are this many.
     pub(super) waiting: Vec<RequestKey>,
+    sweep_at: usize,
     /// By node the connection that the Prepare was last sent on: what was sent on a connection arrives if that lasts, so that
     /// only a later one needs it again. Asked twice, a node would report its tail twice, on a link that may be too slow for
     /// once.
@@ -47,6 +51,17 @@ struct Reported {
     ballot: Ballot,
     decided: bool,
     command: Bytes,
+}
+
+impl Preparing {
+    /// Holds a request until the candidacy has ended; it may last much longer than requests do.
+    pub(super) fn hold(&mut self, requests: &mut Requests, request: RequestKey) {
+        if self.waiting.len() >= self.sweep_at {
+            self.waiting.retain(|waiting| requests.get_mut(*waiting).is_some());
+            self.sweep_at = 2 * self.waiting.len() + SWEEP_MIN;
+        }
+        self.waiting.push(request);
+    }
 }
 
 /// The candidate.
@@ -68,6 +83,7 @@ impl WPaxos {
             best: None,
             reported: BTreeMap::new(),
             waiting: request.into_iter().collect(),
+            sweep_at: SWEEP_MIN,
             asked,
             retry_at,
             attempts: 0,
@@ -185,6 +201,7 @@ impl WPaxos {
             && applied > self.objects[object].applied
         {
             self.install(object, applied, state);
+            self.log_installed(object);
             installed = true;
         }
         if !self.config.has(Mutant::OwnTailForgotten) {

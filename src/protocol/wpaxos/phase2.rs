@@ -17,6 +17,10 @@ use crate::{
     wire::{Frame, FrameError, Kind},
 };
 
+/// An ack with more refusals than these is a long one: of those, a link without room gets one in so many microseconds.
+const REFUSALS_FEW: usize = 16;
+const LONG_ACK_US: u64 = 20_000;
+
 /// The owner's side.
 impl WPaxos {
     /// Gives a command the object's next slot and appends it to the stream (§IV-B). The owner accepts it itself.
@@ -593,6 +597,7 @@ impl WPaxos {
         if to <= watermark {
             return Ok(());
         }
+        self.orphan_skipped(now, from, to);
         self.drop_entries(from, to);
         let inbound = &mut self.inbound[from.index()];
         inbound.skip_to(to);
@@ -605,19 +610,30 @@ impl WPaxos {
         Ok(())
     }
 
-    /// One cumulative answer per stream and turn, with all standing refusals. It counts on what was logged. On a link that
-    /// has no room it waits: refusals may be many, and the next answer says all that this one would have said.
-    pub(super) fn send_acks(&mut self, out: &mut Outputs) {
+    /// One cumulative answer per stream and turn, with all standing refusals. It counts on what was logged. One with many
+    /// refusals waits for a while on a link that has no room: the next one says all that it would have said.
+    pub(super) fn send_acks(&mut self, now: Micros, out: &mut Outputs) {
         for node in 0..self.inbound.len() {
-            let is_up = self.links[node].is_up();
-            if !self.inbound[node].ack_due || (is_up && out.room[node] == 0) {
+            if !self.inbound[node].ack_due || self.long_ack_waits(now, node, out) {
                 continue;
             }
             self.inbound[node].ack_due = false;
-            if is_up {
+            if self.links[node].is_up() {
                 self.send_standing(NodeIndex(node as u8), Kind::Ack, out);
             }
         }
+    }
+
+    fn long_ack_waits(&mut self, now: Micros, node: usize, out: &Outputs) -> bool {
+        let link = &mut self.links[node];
+        if !link.is_up() || self.inbound[node].refusals.len() <= REFUSALS_FEW {
+            return false;
+        }
+        let waits = out.room[node] == 0 && now.since(link.long_ack_at) < LONG_ACK_US;
+        if !waits {
+            link.long_ack_at = now;
+        }
+        waits
     }
 
     /// An Ack, or the Resume that opens a connection.

@@ -120,9 +120,9 @@ impl WPaxos {
         let frame = wire::parse(Bytes::clone(&record.frame))?;
         let own = record.from == self.config.me;
         let logged = match frame.kind {
-            Kind::AcceptBatch | Kind::Prepare => true,
+            Kind::AcceptBatch | Kind::Prepare | Kind::State => true,
             Kind::Reject | Kind::Compare => own,
-            Kind::Skip | Kind::State | Kind::CatchUpDone => !own,
+            Kind::Skip | Kind::CatchUpDone => !own,
             _ => false,
         };
         if record.from.index() >= self.config.nodes.len() {

@@ -241,7 +241,7 @@ impl WPaxos {
             return;
         }
         if let super::Role::Preparing(preparing) = &mut self.objects[object].role {
-            preparing.waiting.push(key);
+            preparing.hold(&mut self.requests, key);
             return;
         }
         match self.owner_of(object) {

@@ -95,9 +95,9 @@ worlds! {
         Setup { losses: 2, ..pair(EVERY_ZONE, &TWO_WRITERS).with(&[STOLEN]) };
     b_two_losses_where_both_zones_accept: 7_638,
         Setup { losses: 2, ..pair(BUT_ONE_ZONE, &TWO_WRITERS).with(&[STOLEN, WITHDRAWN, TAKEN_OVER]) };
-    b_a_loss_and_time: 58_038,
+    b_a_loss_and_time: 59_844,
         Setup { losses: 1, ticks: 1, ..pair(BUT_ONE_ZONE, &TWO_WRITERS).with(&[STOLEN, WITHDRAWN, TAKEN_OVER]) };
-    b_a_loss_and_more_time: 363_963,
+    b_a_loss_and_more_time: 425_887,
         Setup { losses: 1, ticks: 2, ..pair(EVERY_ZONE, &TWO_WRITERS).with(&[STOLEN]) };
     b_a_loss_with_a_slow_log: 28_494,
         Setup { losses: 1, slow_log: true, ..pair(BUT_ONE_ZONE, &TWO_WRITERS).with(&[STOLEN, WITHDRAWN]) };
@@ -108,7 +108,7 @@ worlds! {
     b_three_writes_a_loss_and_time_where_both_zones_accept: 2_517_861,
         Setup { losses: 1, ticks: 1, ..pair(BUT_ONE_ZONE, &STEALS[..3]).with(&[STOLEN, WITHDRAWN, TAKEN_OVER]) };
 
-    c_the_owner_dies_and_the_other_zone_is_a_quorum: 1_054_133,
+    c_the_owner_dies_and_the_other_zone_is_a_quorum: 1_086_136,
         Setup {
             mortal: vec![0],
             ticks: 1,
