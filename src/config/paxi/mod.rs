@@ -220,12 +220,14 @@ impl File {
         } else if fields.is_written("address") || fields.is_written("http_address") {
             notes.push(Note::new("address", "who is in the cluster comes from those that register, not from here"));
         }
-        for (name, unit) in [("buffer_size", "entries of a map"), ("chan_buffer_size", "messages of a channel")] {
+        let without = [
+            ("buffer_size", "has no meaning here: nothing is allocated per key in advance"),
+            ("chan_buffer_size", "has no meaning here: queues are bounded in bytes, by [flow] of the tuning file"),
+        ];
+        for (name, why) in without {
             fields.integer(name, 1024, 0, 1 << 53)?;
             if fields.is_written(name) {
-                let text =
-                    format!("has no meaning here ({unit}): queues are bounded in bytes, by [flow] of the tuning file");
-                notes.push(Note::new(name, text));
+                notes.push(Note::new(name, why));
             }
         }
         for name in FUTURE.iter().filter(|name| fields.is_written(name)) {
