@@ -522,7 +522,7 @@ impl WPaxos {
     }
 
     /// A slot is decided: executes it if it is the next one, keeps it otherwise.
-    fn learn(
+    pub(super) fn learn(
         &mut self,
         now: Micros,
         object: ObjectIndex,

@@ -1,6 +1,9 @@
 //! Planted bugs that hardly any history meets by chance, or that need a restart: each changes what a directed test sees.
 
-use super::{super::message::Reached, *};
+use super::{
+    super::message::{Reached, SkipBody},
+    *,
+};
 use crate::{
     mutant::Mutant,
     protocol::{RecordId, Send},
@@ -391,4 +394,32 @@ fn a_later_session_does_not_vouch_for_a_dropped_one() {
     };
     let (right, wrong) = both(Mutant::SessionVouches, scenario);
     assert_eq!((right, wrong), ((0, Status::OutcomeUnknown), (1, Status::Ok)));
+}
+
+#[test]
+fn a_slot_that_is_missing_is_asked_for() {
+    let scenario = |mutant| {
+        let mut bench = three(mutant);
+        bench.ask(0, 1, Action::Put(b"a"));
+        bench.settle();
+        // Node 2 hears of the third write only: a Skip has taken it past the second, and the states behind that are late.
+        bench.ask(0, 2, Action::Put(b"b"));
+        bench.settle_but(&[(0, 2), (2, 0)]);
+        bench.take(0, 2);
+        let stream = bench.nodes[0].stream.id;
+        let skip = SkipBody { stream, to_seq: 2.into() };
+        bench.give(0, 2, &wire::parse(wire::frame(Kind::Skip, 0, 1, skip.as_bytes())).unwrap());
+        let third = NewCommand { client: 9, id: 1, retry: false, key: b"k", action: Action::Put(b"c") };
+        let mut bytes = Vec::new();
+        third.encode(&mut bytes).unwrap();
+        let object = bench.nodes[2].objects.find(b"k").unwrap();
+        let now = bench.now;
+        let Bench { nodes, outs, .. } = &mut bench;
+        nodes[2].learn(now, object, 3, ballot(1, 1, 1), Command::parse(&bytes).unwrap(), &mut outs[2]);
+        bench.flush(2);
+        bench.take(2, 0);
+        bench.pass(60_000);
+        of_kind(&bench.take(2, 0), Kind::StateRequest).len()
+    };
+    assert_eq!(both(Mutant::GapNeverAsked, scenario), (1, 0));
 }
