@@ -519,7 +519,7 @@ fn judge(report: &mut RunReport) {
     }
     let (answered, errors) = (report.all.response_us.count, report.all.error_count());
     if answered == 0 {
-        why.push("no request of the measured time was answered".to_owned());
+        why.push("no request that was due in the measured time was answered".to_owned());
     }
     if report.fills && errors > 0 {
         why.push(format!("{errors} keys were not written, or nobody knows"));

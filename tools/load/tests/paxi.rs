@@ -186,7 +186,7 @@ fn whoever_gets_no_answer_gives_up_and_says_so() {
         let flags = format!("{flags} --seed-address {silent} -T 1 --warmup 0s --concurrency 7 --quiet");
         let (code, text, error) = run(&format!("{flags} --json {}", file.display()));
         assert_eq!(code, 3, "{text}\n{error}");
-        assert!(text.contains("NOT VALID: no request of the measured time was answered"), "{text}");
+        assert!(text.contains("NOT VALID: no request that was due in the measured time was answered"), "{text}");
         let report = json(&file);
         let failed = report["errors"][kind].as_u64().unwrap_or_else(|| panic!("no {kind}: {text}"));
         assert!(failed >= 7 && text.contains("0 of these requests did not happen"), "{text}");
