@@ -52,7 +52,7 @@ enum Command {
     /// Run a whole cluster in this process, on loopback, for trying out.
     #[command(after_help = EXIT_CODES)]
     Local(LocalArgs),
-    /// Get, put, delete, compare and swap, counters: one-off commands, or a prompt.
+    /// Keys, counters, histories, owners, status, acted-out faults: one-off commands, or a prompt.
     #[command(after_help = cmd::EXIT_CODES)]
     Cmd(CmdArgs),
 }
