@@ -236,6 +236,27 @@ pub trait Protocol {
     /// The whole log has been replayed.
     fn end_replay(&mut self, now: Micros);
 
+    /// Begins a checkpoint, between two turns: appends to `frames` everything that is no object, as it is behind the last
+    /// record that was handed out. A log whose records up to that one are gone can be replayed behind the checkpoint.
+    fn begin_checkpoint(&mut self, _frames: &mut Vec<Bytes>) {}
+
+    /// The next frame of a checkpoint: objects from place `cursor` on (0 at first), about `bytes` of them, and where to go on;
+    /// `None` at the end. Objects may be further on than at the checkpoint's beginning: records are replayed over them.
+    fn checkpoint_objects(&mut self, _cursor: u64, _bytes: usize) -> (Bytes, Option<u64>) {
+        (Bytes::new(), None)
+    }
+
+    /// Takes a frame of a checkpoint, in the order in which they were written and before any record.
+    ///
+    /// # Errors
+    /// If the frame is malformed.
+    fn on_restore(&mut self, _now: Micros, _frame: &Bytes) -> Result<(), FrameError> {
+        Ok(())
+    }
+
+    /// The whole checkpoint has been taken: the first record to be replayed, or written, is the one behind `record`.
+    fn end_restore(&mut self, _now: Micros, _record: RecordId) {}
+
     /// Time passes: called about every millisecond while anything is under way, and at least every
     /// [`IDLE_TICK_US`] otherwise.
     fn on_tick(&mut self, now: Micros, out: &mut Outputs);

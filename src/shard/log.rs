@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bytes::Bytes;
+
 use crate::protocol::{Record, RecordId};
 
 /// The log of one shard, as the shard sees it: it takes the records of a turn, and says at a later turn how far it is.
@@ -12,6 +14,26 @@ pub(crate) trait Log: fmt::Debug {
     /// The last record that is durable, and with it all before. A log that gets further between two turns has the shard
     /// woken.
     fn durable(&self) -> RecordId;
+
+    /// How many bytes of a checkpoint it takes now: 0 if it wants none, or is still writing what it was given. A log that
+    /// comes to want some between two turns has the shard woken.
+    fn checkpoint_room(&self) -> usize {
+        0
+    }
+
+    /// Takes a part of a checkpoint: `Begin`, any number of `Objects`, `End`.
+    fn checkpoint(&mut self, _part: CheckpointPart) {}
+}
+
+/// What a checkpoint consists of.
+#[derive(Debug)]
+pub(crate) enum CheckpointPart {
+    /// It stands for all records up to this one, in so many frames beside the objects.
+    Begin(RecordId, Vec<Bytes>),
+    /// A frame of objects.
+    Objects(Bytes),
+    /// That was all. It holds once records up to this one, whose effects it may show, are durable.
+    End(RecordId),
 }
 
 /// Keeps nothing: a record is as durable as it will ever be as soon as it is there.

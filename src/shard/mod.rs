@@ -54,7 +54,7 @@ mod web;
 
 pub use hello::{Code, PeerHello, Refusal};
 
-pub(crate) use self::log::Log;
+pub(crate) use self::log::{CheckpointPart, Log};
 #[cfg(feature = "sim")]
 pub(crate) use self::{
     backoff::Backoff,
