@@ -427,6 +427,8 @@ fn tuning(random: &mut Random, calm: bool) -> Tuning {
     timers.heartbeat_us = 10_000;
     timers.suspect_silent_us = *random.pick(&[40_000, 80_000]);
     timers.suspect_down_us = *random.pick(&[5_000, 20_000]);
+    timers.suspect_recover_us = *random.pick(&[0, 25_000]);
+    timers.takeover_delay_us = *random.pick(&[30_000, 100_000]);
     timers.prepare_retry_us = 10_000;
     timers.backoff_min_us = 500;
     timers.backoff_max_us = 20_000;

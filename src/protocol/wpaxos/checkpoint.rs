@@ -75,10 +75,11 @@ impl WPaxos {
 
     /// Objects from a place on, about so many bytes of them.
     pub(super) fn put_objects(&self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
-        let mut place = usize::try_from(cursor).expect("a place in memory");
+        let start = usize::try_from(cursor).expect("a place in memory");
+        let mut place = start;
         let mut buffer = BytesMut::new();
         wire::begin(&mut buffer);
-        while place < self.objects.len() && buffer.len() < bytes {
+        while place < self.objects.len() && (place == start || buffer.len() < bytes) {
             let known = &self.objects[ObjectIndex(place as u32)];
             place += 1;
             if known.applied > 0 || known.promised != Ballot::ZERO {

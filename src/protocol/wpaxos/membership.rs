@@ -19,7 +19,13 @@ impl WPaxos {
         let timers = &self.config.timers;
         node != self.config.me
             && !self.config.has(Mutant::NeverSuspected)
-            && self.links[node.index()].is_suspected(now, timers.suspect_down_us, timers.suspect_silent_us)
+            && self.links[node.index()].is_suspected(now, timers)
+    }
+
+    /// Notes who is suspected, and who has been heard for long enough to be trusted again.
+    pub(super) fn watch_peers(&mut self, now: Micros) {
+        let timers = self.config.timers;
+        self.links.iter_mut().for_each(|link| link.watch(now, &timers));
     }
 
     pub(super) fn send_heartbeats(&mut self, now: Micros, out: &mut Outputs) {
