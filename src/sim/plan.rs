@@ -277,9 +277,11 @@ impl Plan {
 
     /// How much a shard of a node may hold when nothing is under way.
     pub fn sizes_at_rest(&self) -> Sizes {
-        let retained = self.tuning.flow.stream_retain_bytes as u64;
+        let (flow, batch) = (&self.tuning.flow, &self.tuning.batch);
+        // The last frame is kept, and may be one that proposes again what an earlier owner had in flight.
+        let last_frame = (4 * flow.stream_inflight_bytes_max as u64).min(batch.bytes_max as u64).max(REST_BYTES);
         Sizes {
-            stream_bytes: retained + REST_BYTES + 2 * self.value_bytes_max as u64,
+            stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.value_bytes_max as u64,
             requests: 0,
             link_queue_bytes: REST_BYTES,
             client_queue_bytes: 0,
