@@ -278,8 +278,9 @@ impl Plan {
     /// How much a shard of a node may hold when nothing is under way.
     pub fn sizes_at_rest(&self) -> Sizes {
         let (flow, batch) = (&self.tuning.flow, &self.tuning.batch);
-        // The last frame is kept, and may be one that proposes again what an earlier owner had in flight.
-        let last_frame = (4 * flow.stream_inflight_bytes_max as u64).min(batch.bytes_max as u64).max(REST_BYTES);
+        // The last frame is kept, and may be one that proposes again what earlier owners had in flight.
+        let in_flight = 4 * (self.nodes() * flow.stream_inflight_bytes_max) as u64;
+        let last_frame = in_flight.min(batch.bytes_max as u64).max(REST_BYTES);
         Sizes {
             stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.value_bytes_max as u64,
             requests: 0,
