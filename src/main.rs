@@ -28,6 +28,9 @@ Exit codes:
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
   5   refused: by the peers (it has lost its state), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
+  7   the data directory is refused: another node's, another format, in use
+  8   the disk: it is full, or reading or writing failed
+  9   the log or a checkpoint is damaged
   70  a bug";
 
 /// A thread-per-core WPaxos key-value store.
