@@ -41,6 +41,15 @@ mutants! {
     SentCountsAsAcked, "sent-counts-as-acked", "What was put on a link counts as acked.";
     NewcomerVotes, "newcomer-votes", "A node that lost its memory is let in and counted as if it had not.";
 
+    // Configuration versions.
+    MergeFromOne, "merge-from-one", "A newcomer votes when it has learned from one member.";
+    MergeKeepsLowest, "merge-keeps-lowest", "Of what is accepted for a slot, a newcomer keeps the lowest ballot's.";
+    MergeWithoutTails, "merge-without-tails", "A newcomer takes over what is executed, not what is accepted.";
+    VersionByOne, "version-by-one", "One vote decides a configuration version.";
+    LowerVersionsTaken, "lower-versions-taken", "Frames of another configuration version are handled.";
+    NewcomerSkipsMerge, "newcomer-skips-merge", "A newcomer that is named votes at once.";
+    ForgetfulVouch, "forgetful-vouch", "One member that has met no other incarnation is enough to vouch for a newcomer.";
+
     // Phase 1.
     PromiseWithoutDecided, "promise-without-decided", "A promise leaves out the slots that are known to be decided.";
     PromiseWithoutState, "promise-without-state", "A promise leaves out what is executed: neither watermark nor state.";

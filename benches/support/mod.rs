@@ -27,8 +27,10 @@ impl Loopback {
         let address = "127.0.0.1:1".parse().expect("an address");
         let cluster = Cluster::local("bench", vec![vec![vec![address]; nodes]; zones]);
         let count = cluster.nodes.len();
-        let config =
-            |node| Config::new(&cluster, &Tuning::default(), NodeIndex(node as u8), 0, 1).expect("quorums meet");
+        let config = |node| {
+            let config = Config::new(&cluster, &Tuning::default(), NodeIndex(node as u8), 0, 1).expect("quorums meet");
+            Config { founded: Some(vec![1; count]), ..config }
+        };
         let mut cluster = Self {
             nodes: (0..count).map(|node| WPaxos::new(config(node), Micros(1))).collect(),
             outputs: (0..count).map(|_| Outputs::new(count)).collect(),
@@ -38,7 +40,7 @@ impl Loopback {
         for node in 0..count {
             for peer in (0..count).filter(|peer| *peer != node) {
                 let peer = NodeIndex(peer as u8);
-                cluster.nodes[node].on_link_up(cluster.now, peer, &mut cluster.outputs[node]);
+                cluster.nodes[node].on_link_up(cluster.now, peer, 1, &mut cluster.outputs[node]);
             }
         }
         cluster.run();

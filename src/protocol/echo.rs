@@ -162,7 +162,7 @@ fn number_in(frame: &Frame) -> Result<u64, FrameError> {
 }
 
 impl Protocol for Echo {
-    fn on_link_up(&mut self, _: Micros, peer: NodeIndex, _: &mut Outputs) {
+    fn on_link_up(&mut self, _: Micros, peer: NodeIndex, _: u64, _: &mut Outputs) {
         assert!(self.up.insert(peer), "a link goes down before it comes up again");
     }
 

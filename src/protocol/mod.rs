@@ -11,7 +11,8 @@
 //!    durable (at once where nothing is kept), then `flush` again if that was before the turn's end;
 //! 2. hands each of `replies` to whoever `to` names;
 //! 3. puts each of `sends` on the link to its peer, in order, but **only after record `after` is durable**, and a frame
-//!    that waits holds back those behind it on the same link.
+//!    that waits holds back those behind it on the same link;
+//! 4. drops all links if `reset` says so, and ends the node if it is `displaced`.
 //!
 //! A link is a connection to the same shard of a peer: frames arrive in order, whole and once, or the link goes down and
 //! everything unsent is dropped. [`Protocol::on_link_up`] and [`Protocol::on_link_down`] say so.
@@ -26,7 +27,7 @@ use bytes::Bytes;
 use crate::{
     command::{Command, Status},
     store::Version,
-    topology::{NodeId, NodeIndex, ZoneIndex},
+    topology::{NodeId, NodeIndex, NodeSet, ZoneIndex},
     wire::{Frame, FrameError},
 };
 
@@ -155,6 +156,10 @@ pub struct Outputs {
     /// **Set by the driver before each flush**: bytes that the queue of each link has room for, by node. Streams stop
     /// at it, so that memory does not grow with a slow peer.
     pub room: Vec<usize>,
+    /// All links are to be dropped, and made anew: connections end with a configuration version.
+    pub reset: bool,
+    /// This node is no member any more, and why: it must end.
+    pub displaced: Option<String>,
 }
 
 impl Outputs {
@@ -175,6 +180,35 @@ impl Outputs {
         self.replies.clear();
         self.value_bytes.clear();
     }
+}
+
+/// What a node may do in its configuration (`protocol.md` §8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vote {
+    /// It answers Prepares and accepts.
+    Voter,
+    /// It learns what its earlier incarnations may have accepted.
+    Learner {
+        /// Whom it has learned from.
+        merged: NodeSet,
+        /// Whether the other members hold a phase-1 quorum: without one it stays a learner.
+        may_end: bool,
+    },
+    /// It waits until enough members vouch that they never met another incarnation of it.
+    Newcomer,
+    /// It waits for a configuration version that names it: members know another incarnation.
+    Refused,
+}
+
+/// What a node knows of its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The version.
+    pub version: u32,
+    /// What this node may do in it.
+    pub vote: Vote,
+    /// The incarnation of each member that it knows; 0 if it has met none.
+    pub incarnations: Vec<u64>,
 }
 
 /// What a node knows of who owns an object.
@@ -207,8 +241,9 @@ pub enum Taking {
 
 /// A replication protocol for one shard of one node. See the [module](self) for the contract.
 pub trait Protocol {
-    /// A link to `peer` is up. Nothing that was sent on an earlier one is still under way.
-    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs);
+    /// A link to `peer` is up, which says that it is this incarnation of the member. Nothing that was sent on an earlier one
+    /// is still under way.
+    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, incarnation: u64, out: &mut Outputs);
 
     /// The link to `peer` is gone, with everything that was unsent.
     fn on_link_down(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs);
@@ -275,6 +310,16 @@ pub trait Protocol {
 
     /// Counters since the start, by name, for people and tools.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// Whether a member is linked and alive as another incarnation than this one, which must not take its place.
+    fn is_taken(&self, _now: Micros, _peer: NodeIndex, _incarnation: u64) -> bool {
+        false
+    }
+
+    /// What the node may do in its configuration; `None` if the protocol knows no such thing.
+    fn membership(&self) -> Option<Membership> {
+        None
+    }
 
     /// What this node keeps of an object's earlier values, the oldest first; `None` if it keeps none of any.
     fn history(&self, _key: &[u8]) -> Option<Vec<Version>> {

@@ -12,7 +12,7 @@ use super::{
     clients::{Clients, Waiting},
     connection::Connection,
     counters::Counters,
-    hello::{Code, Refusal},
+    hello::Refusal,
     links::Links,
     log::{CheckpointPart, Log},
     mailbox::{LentAnswer, LentRequest},
@@ -25,7 +25,7 @@ use crate::{
     api::native::{self, ReplyRef},
     command::{Command, Op, Status},
     failure::Failure,
-    protocol::{IDLE_TICK_US, Micros, Outputs, Protocol, ReadMode, RecordId, ReplyTo, Request},
+    protocol::{IDLE_TICK_US, Membership, Micros, Outputs, Protocol, ReadMode, RecordId, ReplyTo, Request, Vote},
     topology::{NodeIndex, ShardId, ZoneIndex, shard_of, token_of},
     wire::{self, Frame, Kind},
 };
@@ -69,6 +69,8 @@ pub(super) struct Core<P> {
     last_tick: Micros,
     /// When a stopping shard gives up waiting.
     stop_by: Option<Micros>,
+    /// What was said last of the node's place in the configuration.
+    membership: Option<Membership>,
     /// Requests over HTTP are encoded here.
     web_buffer: BytesMut,
     web_ids: web::Ids,
@@ -107,6 +109,7 @@ impl<P: Protocol> Core<P> {
             next_tick: Micros(0),
             last_tick: Micros(0),
             stop_by: None,
+            membership: None,
             web_buffer: BytesMut::new(),
             web_ids: web::Ids::new(&node, shard),
             counters: Counters::default(),
@@ -156,14 +159,19 @@ impl<P: Protocol> Core<P> {
 
     // ---- links ---------------------------------------------------------------------------------------------------
 
+    /// Whether a peer is linked and alive as somebody else: the caller must not take its place.
+    pub(super) fn is_taken(&self, peer: NodeIndex, incarnation: u64) -> bool {
+        self.protocol.is_taken(self.node.now(), peer, incarnation)
+    }
+
     /// A peer's hello was taken: its connection becomes the link, in place of any earlier one.
-    pub(super) fn link_up(&mut self, peer: NodeIndex, connection: Rc<Connection>) -> u64 {
+    pub(super) fn link_up(&mut self, peer: NodeIndex, incarnation: u64, connection: Rc<Connection>) -> u64 {
         self.take_link_down(peer);
         connection.established.set(true);
         let serial = self.links.up(peer, connection);
         self.counters.links_up += 1;
         self.node.set_link(self.shard, peer, true);
-        self.protocol.on_link_up(self.node.now(), peer, &mut self.out);
+        self.protocol.on_link_up(self.node.now(), peer, incarnation, &mut self.out);
         serial
     }
 
@@ -225,13 +233,26 @@ impl<P: Protocol> Core<P> {
         self.protocol.on_frame(now, peer, frame, &mut self.out).map_err(Refusal::malformed)
     }
 
-    /// A peer has refused this node. For its incarnation, that is the end: it must not vote, and no retry helps.
+    /// A peer has refused this node.
     pub(super) fn refused_by(&self, peer: NodeIndex, refusal: &Refusal) {
         let (own, peer) = (self.node.member().id, self.node.cluster.member(peer).id);
-        if refusal.code == Code::Incarnation {
-            self.node.fail(Failure::Refused(format!("{peer} refuses this node, {own}: {refusal}")));
-        } else {
-            tracing::warn!(node = %own, shard = self.shard.0, %peer, "refused by the peer: {refusal}");
+        tracing::warn!(node = %own, shard = self.shard.0, %peer, "refused by the peer: {refusal}");
+    }
+
+    /// Acts out what the protocol wants of the node as a whole: all links made anew, or its end.
+    fn obey(&mut self, now: Micros) {
+        if let Some(why) = self.out.displaced.take() {
+            self.node.fail(Failure::Refused(why));
+        }
+        while std::mem::take(&mut self.out.reset) {
+            // Their readers find the end of the stream.
+            for peer in (0..self.node.cluster.nodes.len()).map(|node| NodeIndex(node as u8)) {
+                if self.links.down(peer) {
+                    self.node.set_link(self.shard, peer, false);
+                    self.protocol.on_link_down(now, peer, &mut self.out);
+                }
+            }
+            self.settle(now);
         }
     }
 
@@ -435,6 +456,7 @@ impl<P: Protocol> Core<P> {
             self.tick(now);
         }
         self.settle(now);
+        self.obey(now);
         self.write_checkpoint();
         self.links.release(now);
         self.links.send(&mut self.counters);
@@ -532,6 +554,7 @@ impl<P: Protocol> Core<P> {
         self.last_tick = now;
         self.next_tick = now.plus(IDLE_TICK_US);
         self.protocol.on_tick(now, &mut self.out);
+        self.note_membership();
         while self
             .strangers
             .front()
@@ -543,6 +566,22 @@ impl<P: Protocol> Core<P> {
                 connection.close();
             }
         }
+    }
+
+    /// Says so when it has changed what this node may do in its configuration.
+    fn note_membership(&mut self) {
+        let membership = self.protocol.membership();
+        if membership == self.membership {
+            return;
+        }
+        if let Some(Membership { version, vote, .. }) = &membership {
+            let before = self.membership.as_ref().map(|before| (before.version, before.vote));
+            if before != Some((*version, *vote)) {
+                let (node, shard) = (self.node.member().id, self.shard.0);
+                tracing::info!(%node, shard, version, "{}", text_of(*vote));
+            }
+        }
+        self.membership = membership;
     }
 
     fn wake_mailed(&mut self) {
@@ -575,5 +614,24 @@ impl<P: Protocol> Core<P> {
         let times = [self.links.next_release(), self.clients.next_release(), self.links.faults().next_end()];
         next = times.into_iter().flatten().fold(next, Micros::min);
         Next::At(next.max(now.plus(1)))
+    }
+}
+
+/// What a node may do in its configuration, for people.
+pub(super) fn text_of(vote: Vote) -> String {
+    match vote {
+        Vote::Voter => "votes".to_owned(),
+        Vote::Learner { merged, may_end: true } => {
+            format!("learner: it has lost its state, and votes once it has learned from a quorum ({} so far)", merged.len())
+        }
+        Vote::Learner { may_end: false, .. } => {
+            "learner for good: it has lost its state, and the other members hold no phase-1 quorum that knows what it may \
+             have accepted; see 'no quorum left' in docs/operations.md"
+                .to_owned()
+        }
+        Vote::Newcomer => "new: waits until enough members have met it".to_owned(),
+        Vote::Refused => {
+            "refused as a member, whose state it has lost: waits until a majority of the members names it anew".to_owned()
+        }
     }
 }

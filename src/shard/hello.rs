@@ -9,16 +9,12 @@
 //! Both sides check the other's words, so both sides may refuse. The text of a Refused frame is `code: reason`, where
 //! the code is one of [`Code`] and the reason names what was said and what would be right.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    mutant::Mutant,
     topology::{Cluster, NodeId, NodeIndex, ShardId},
     wire::{self, Frame, Kind, WIRE_VERSION},
 };
@@ -40,9 +36,8 @@ pub enum Code {
     Shard,
     /// No member of the cluster, or not the member that is expected here.
     Member,
-    /// The member was seen with another incarnation: it has lost its state and must not vote. **Ends the process that
-    /// is told so.**
-    Incarnation,
+    /// The member is linked and alive as another incarnation.
+    Taken,
     /// A zone that the cluster does not have.
     Zone,
     /// The replica is stopping.
@@ -58,7 +53,7 @@ impl Code {
         Self::Shards,
         Self::Shard,
         Self::Member,
-        Self::Incarnation,
+        Self::Taken,
         Self::Zone,
         Self::Stopping,
     ];
@@ -73,7 +68,7 @@ impl Code {
             Self::Shards => "shards",
             Self::Shard => "shard",
             Self::Member => "member",
-            Self::Incarnation => "incarnation",
+            Self::Taken => "taken",
             Self::Zone => "zone",
             Self::Stopping => "stopping",
         }
@@ -202,43 +197,6 @@ pub(super) fn check(own: &PeerHello, cluster: &Cluster, said: &PeerHello) -> Res
     }
 }
 
-/// The incarnation that each peer had when this process first met it. Shared by the shards of a node.
-#[derive(Debug)]
-pub(super) struct Incarnations {
-    first: Vec<AtomicU64>,
-    mutant: Option<Mutant>,
-}
-
-impl Incarnations {
-    pub(super) fn new(nodes: usize) -> Self {
-        Self::of(nodes, None)
-    }
-
-    /// With a bug, if one is to be planted.
-    pub(super) fn of(nodes: usize, mutant: Option<Mutant>) -> Self {
-        Self { first: (0..nodes).map(|_| AtomicU64::new(0)).collect(), mutant }
-    }
-
-    /// Remembers the first incarnation of a peer and refuses every other (`protocol.md` §8): a node that comes back
-    /// without its state has forgotten what it promised, and must not vote.
-    pub(super) fn check(&self, peer: NodeIndex, said: &PeerHello) -> Result<(), Refusal> {
-        let first = &self.first[peer.index()];
-        match first.compare_exchange(0, said.incarnation, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => Ok(()),
-            Err(known) if known == said.incarnation => Ok(()),
-            Err(_) if Mutant::NewcomerVotes.is_in(self.mutant) => Ok(()),
-            Err(known) => {
-                let reason = format!(
-                    "{} was here as incarnation {known:016x} and comes back as {:016x}: it has lost what it promised \
-                     and must not vote; its state is in memory, so the whole cluster has to be started anew",
-                    said.node, said.incarnation
-                );
-                Err(Refusal::new(Code::Incarnation, reason))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,17 +240,6 @@ mod tests {
         refused(|said| said.node = "7.1".to_owned(), Code::Member, "7.1");
         refused(|said| said.node = "x".to_owned(), Code::Member, "'x'");
         refused(|said| said.incarnation = 0, Code::Malformed, "incarnation");
-    }
-
-    #[test]
-    fn only_the_first_incarnation_of_a_peer_is_taken() {
-        let incarnations = Incarnations::new(3);
-        let mut said = hello("1.2");
-        assert_eq!(incarnations.check(NodeIndex(1), &said), Ok(()));
-        assert_eq!(incarnations.check(NodeIndex(1), &said), Ok(()));
-        said.incarnation = 6;
-        assert_eq!(incarnations.check(NodeIndex(1), &said).unwrap_err().code, Code::Incarnation);
-        assert_eq!(incarnations.check(NodeIndex(2), &said), Ok(()));
     }
 
     #[test]

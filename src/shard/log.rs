@@ -71,8 +71,8 @@ impl Log for Wal {
 
     fn checkpoint(&mut self, part: CheckpointPart) {
         match part {
-            CheckpointPart::Begin(position, frames) => self.begin_checkpoint(position, &frames),
-            CheckpointPart::Objects(frame) => self.checkpoint_objects(&frame),
+            CheckpointPart::Begin(position, frames) => self.begin_checkpoint(position, frames),
+            CheckpointPart::Objects(frame) => self.checkpoint_objects(frame),
             CheckpointPart::End(record) => self.end_checkpoint(record),
         }
     }

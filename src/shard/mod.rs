@@ -56,7 +56,7 @@ mod web;
 
 pub use hello::{Code, PeerHello, Refusal};
 
-pub(crate) use self::log::{CheckpointPart, Log};
+pub(crate) use self::log::Log;
 #[cfg(feature = "sim")]
 pub(crate) use self::{
     backoff::Backoff,

@@ -9,12 +9,7 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    faults::Faults,
-    hello::{Incarnations, PeerHello},
-    mailbox::Mailboxes,
-    web::Questions,
-};
+use super::{faults::Faults, hello::PeerHello, mailbox::Mailboxes, web::Questions};
 use crate::{
     api::native::{ClientWelcome, WelcomeNode},
     failure::Failure,
@@ -65,7 +60,6 @@ pub(crate) struct Node {
     stop: AtomicBool,
     /// Set from outside, for this node among others.
     stop_all: Arc<AtomicBool>,
-    pub(super) incarnations: Incarnations,
     pub(super) mailboxes: Mailboxes,
     pub(super) faults: Faults,
     /// HTTP connections that are open, over all shards.
@@ -89,7 +83,6 @@ impl Node {
     ) -> Self {
         let links = cluster.nodes.len() * usize::from(cluster.shards);
         Self {
-            incarnations: Incarnations::new(cluster.nodes.len()),
             mailboxes: Mailboxes::new(cluster.shards),
             faults: Faults::default(),
             web_connections: AtomicUsize::new(0),
@@ -135,11 +128,10 @@ impl Node {
         self.clock.now()
     }
 
-    /// The same node on another clock, on its `boot`th start, with a bug if one is to be planted.
+    /// The same node on another clock, on its `boot`th start.
     #[cfg(feature = "sim")]
-    pub(crate) fn simulated(self, now: Micros, boot: u32, mutant: Option<crate::mutant::Mutant>) -> Self {
-        let incarnations = Incarnations::of(self.cluster.nodes.len(), mutant);
-        Self { clock: Clock::Driven(std::sync::atomic::AtomicU64::new(now.0)), boot, incarnations, ..self }
+    pub(crate) fn simulated(self, now: Micros, boot: u32) -> Self {
+        Self { clock: Clock::Driven(std::sync::atomic::AtomicU64::new(now.0)), boot, ..self }
     }
 
     /// Sets a driven clock.

@@ -181,10 +181,10 @@ impl Session {
             let reason = format!("{} is dialled by {}, not the other way round", shard.cluster_id(peer), shard.id());
             return Err(Refusal::new(Code::Member, reason).into());
         }
-        shard.node.incarnations.check(peer, &said)?;
+        not_taken(shard, peer, &said)?;
         not_cut(shard, peer)?;
         self.connection.send_now(&shard.hello.frame(Kind::PeerWelcome))?;
-        self.link_up(shard, peer)
+        self.link_up(shard, peer, said.incarnation)
     }
 
     /// A peer has answered.
@@ -204,15 +204,15 @@ impl Session {
             let reason = format!("{} was dialled, {} answers", shard.cluster_id(peer), said.node);
             return Err(Refusal::new(Code::Member, reason).into());
         }
-        shard.node.incarnations.check(peer, &said)?;
-        self.link_up(shard, peer)
+        not_taken(shard, peer, &said)?;
+        self.link_up(shard, peer, said.incarnation)
     }
 
-    fn link_up<P: Protocol>(&self, shard: &Shard<P>, peer: NodeIndex) -> Result<Stage, Ended> {
+    fn link_up<P: Protocol>(&self, shard: &Shard<P>, peer: NodeIndex, incarnation: u64) -> Result<Stage, Ended> {
         not_cut(shard, peer)?;
         let sockets = &shard.node.tuning.sockets;
         self.connection.socket().set_buffers(sockets.send_buffer_bytes, sockets.receive_buffer_bytes)?;
-        let serial = shard.core.borrow_mut().link_up(peer, Rc::clone(&self.connection));
+        let serial = shard.core.borrow_mut().link_up(peer, incarnation, Rc::clone(&self.connection));
         tracing::info!(node = %shard.id(), peer = %shard.cluster_id(peer), shard = shard.shard.0, "link up");
         Ok(Stage::Link(peer, serial))
     }
@@ -248,6 +248,20 @@ impl Session {
         core.disconnected(self.key);
         shard.wake.notify();
     }
+}
+
+/// A member that is linked and alive is not put out of its place by somebody else who says that he is it.
+fn not_taken<P: Protocol>(shard: &Shard<P>, peer: NodeIndex, said: &PeerHello) -> Result<(), Refusal> {
+    if !shard.core.borrow().is_taken(peer, said.incarnation) {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} is linked to {} as another incarnation than {:016x}: two processes run as one node; stop one of them",
+        said.node,
+        shard.id(),
+        said.incarnation
+    );
+    Err(Refusal::new(Code::Taken, reason))
 }
 
 /// No connection becomes a link while an injected fault cuts it.

@@ -7,7 +7,7 @@ use super::{
     world::{Checked, Event, Path, World},
 };
 use crate::{
-    shard::{Ended, Reading},
+    shard::{Code, Ended, Reading},
     topology::NodeIndex,
 };
 
@@ -229,8 +229,9 @@ impl World {
         if let Ended::Refused(refusal) = ended
             && self.mutant.is_none()
         {
-            // Peers and clients of the simulator send nothing that is wrong; a node without memory is not let in.
-            let expected = refusal.code == crate::shard::Code::Incarnation && self.plan.crashes == Crashes::LoseMemory;
+            // Peers and clients of the simulator send nothing that is wrong. A node that comes back as somebody else may find
+            // that its earlier connections have not ended yet.
+            let expected = refusal.code == Code::Taken && self.plan.crashes == Crashes::LoseDisk;
             if !expected {
                 return Err(Rule::Core.broken(format!("node {node} refuses what a peer sends: {refusal}")));
             }

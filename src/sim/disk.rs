@@ -25,6 +25,8 @@ pub enum DiskFault {
     TearsEnd,
     /// A place in what was synced cannot be read any more.
     Unreadable,
+    /// It is another disk, with nothing on it.
+    Gone,
 }
 
 /// Why a log cannot be read.

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use super::{
     disk::{Disk, DiskFault},
-    plan::{Crashes, FAULT_KINDS, Plan, Weather},
+    plan::{Crashes, FAULT_KINDS, Plan, Theme, Weather},
     random::{Purpose, Random},
-    world::{BEGIN_US, Checked, Event, Life, World},
+    world::{Checked, Event, Life, World},
 };
 use crate::topology::{NodeIndex, NodeSet};
 
@@ -107,15 +107,14 @@ fn draw(plan: &Plan, random: &mut Random, mortal: &mut Vec<usize>) -> Option<Fau
         11 => FaultKind::Deafen(a),
         _ => match plan.crashes {
             Crashes::None => return None,
-            Crashes::KeepLog if mortal.contains(&a) && bits.is_multiple_of(8) => {
-                mortal.retain(|node| *node != a);
-                FaultKind::Crash(a, DiskFault::Unreadable)
+            Crashes::LoseDisk if mortal.contains(&a) && bits & 3 != 0 => {
+                let gone = if bits & 4 == 0 { DiskFault::Unreadable } else { DiskFault::Gone };
+                FaultKind::Crash(a, gone)
             }
-            Crashes::KeepLog if number == 13 && bits & 8 == 0 => FaultKind::Stop(a),
-            Crashes::KeepLog => FaultKind::Crash(a, disk),
+            Crashes::KeepLog | Crashes::LoseDisk if number == 13 && bits & 8 == 0 => FaultKind::Stop(a),
+            Crashes::KeepLog | Crashes::LoseDisk => FaultKind::Crash(a, disk),
             Crashes::ForGood if seldom => FaultKind::Die(mortal.pop()?),
-            Crashes::LoseMemory if seldom => FaultKind::Crash(mortal.pop()?, DiskFault::LosesUnsynced),
-            Crashes::ForGood | Crashes::LoseMemory => return None,
+            Crashes::ForGood => return None,
         },
     })
 }
@@ -123,14 +122,15 @@ fn draw(plan: &Plan, random: &mut Random, mortal: &mut Vec<usize>) -> Option<Fau
 /// Nodes that may be lost in this run: those that stay hold quorums of both phases.
 fn mortal(plan: &Plan, random: &mut Random) -> Vec<usize> {
     let mut lost = Vec::new();
-    for _ in 0..random.below(3) {
+    let tries = if plan.theme == Theme::Newcomers { 10 } else { random.below(3) };
+    for _ in 0..tries {
         let node = random.below(plan.nodes() as u64) as usize;
         let live: NodeSet = (0..plan.nodes())
             .filter(|other| *other != node && !lost.contains(other))
             .map(|other| NodeIndex(other as u8))
             .collect();
         let enough = plan.quorums.is_phase1_quorum(live) && plan.quorums.is_phase2_quorum(live);
-        // Those that live let a node in only as a majority.
+        // Those that live name a node anew only as a majority.
         if enough && 2 * live.len() > plan.nodes() && !lost.contains(&node) {
             lost.push(node);
         }
@@ -142,10 +142,10 @@ impl World {
     /// Begins the bad weather, which ends by itself.
     pub(super) fn begin_weather(&mut self, faults: &[Fault], without: &BTreeSet<usize>) {
         for (number, fault) in faults.iter().enumerate().filter(|(number, _)| !without.contains(number)) {
-            self.at(BEGIN_US + fault.at_us, Event::Fault(number));
+            self.at(self.now + fault.at_us, Event::Fault(number));
         }
         self.faults = faults.to_vec();
-        self.at(BEGIN_US + self.plan.storm_us, Event::Heal);
+        self.at(self.now + self.plan.storm_us, Event::Heal);
     }
 
     pub(super) fn on_fault(&mut self, number: usize) -> Checked {
@@ -239,17 +239,20 @@ impl World {
             return;
         }
         self.crash(node);
-        let machine = &mut self.machines[node];
-        if self.plan.crashes == Crashes::LoseMemory {
-            for disk in &machine.disks {
-                *disk.borrow_mut() = Disk::new(self.plan.disk_us == 0);
-            }
-            (machine.state_boot, machine.incarnation) = (0, machine.incarnation ^ 0xffff_0000);
-        }
-        for disk in &machine.disks {
+        for disk in &self.machines[node].disks {
             disk.borrow_mut().crash(fault, &mut self.random.disk);
         }
+        if fault == DiskFault::Gone {
+            self.lose_disk(node);
+        }
         self.at(self.now + down_us, Event::Restart { node });
+    }
+
+    /// The node begins again with nothing, as somebody else.
+    pub(super) fn lose_disk(&mut self, node: usize) {
+        let (machine, at_once) = (&mut self.machines[node], self.plan.disk_us == 0);
+        machine.disks.iter().for_each(|disk| *disk.borrow_mut() = Disk::new(at_once));
+        (machine.state_boot, machine.incarnation) = (0, self.random.schedule.any() | 1);
     }
 
     /// Nothing is wrong any more, but what is lost stays lost.

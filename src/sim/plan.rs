@@ -33,8 +33,9 @@ pub enum Crashes {
     ForGood,
     /// They come back with what their log kept, as often as they crash.
     KeepLog,
-    /// They come back without memory, as another incarnation, and must not be let in.
-    LoseMemory,
+    /// Some come back without their disk, as other incarnations, again and again; those that do not hold quorums of both
+    /// phases, and a majority.
+    LoseDisk,
 }
 
 /// What a run leans towards. Most lean nowhere: rare combinations need all kinds of things at once; others need much of one
@@ -53,6 +54,8 @@ pub enum Theme {
     Crowd,
     /// More writers of an object than it remembers.
     Writers,
+    /// Nodes lose their disks, one after the other and two at a time.
+    Newcomers,
 }
 
 /// Kinds of faults that a run may have; each run has some of them.
@@ -84,6 +87,8 @@ pub struct Plan {
     pub faults: u64,
     /// How long faults go on, in microseconds.
     pub storm_us: u64,
+    /// Whether faults begin only when the members have met, as they must where one of them may be lost.
+    pub founded: bool,
     /// One-way delay by zone, in microseconds: `delays[from][to]`.
     pub delays_us: Vec<Vec<u64>>,
     /// Bytes that a connection carries before its sender has to wait.
@@ -131,8 +136,9 @@ impl Plan {
             55..75 => Theme::Crashes,
             75..87 => Theme::StealStorm,
             87..94 => Theme::CatchUp,
-            94..97 => Theme::Crowd,
-            _ => Theme::Writers,
+            94..96 => Theme::Crowd,
+            96..98 => Theme::Writers,
+            _ => Theme::Newcomers,
         };
         let cluster = cluster(random, theme);
         let quorums = Quorums::new(&cluster).expect("the simulator asks for sound quorums");
@@ -148,7 +154,7 @@ impl Plan {
             Crashes::KeepLog,
             Crashes::KeepLog,
             Crashes::KeepLog,
-            Crashes::LoseMemory,
+            Crashes::LoseDisk,
         ]);
         let tuning = tuning(random, calm);
         let timeout = tuning.timers.request_timeout_us;
@@ -162,6 +168,7 @@ impl Plan {
             crashes: if calm { Crashes::None } else { crashes },
             faults: if calm { 0 } else { random.any() | random.any() & random.any() },
             storm_us: random.range(200_000, 900_000),
+            founded: false,
             delays_us: delays(random, cluster.zones.len()),
             window_bytes: if calm { 1 << 22 } else { *random.pick(&[1 << 22, 1 << 22, 1 << 14, 1500]) },
             pieces_permille: *random.pick(&[0, 50, 500]),
@@ -182,6 +189,10 @@ impl Plan {
             tuning,
         };
         plan.lean(random);
+        plan.founded = match plan.crashes {
+            Crashes::None | Crashes::KeepLog => random.permille(500),
+            Crashes::ForGood | Crashes::LoseDisk => true,
+        };
         plan
     }
 
@@ -191,7 +202,7 @@ impl Plan {
             Theme::Mixed => {}
             Theme::Crashes => {
                 self.weather = Weather::Storm;
-                self.crashes = if random.permille(150) { Crashes::LoseMemory } else { Crashes::KeepLog };
+                self.crashes = if random.permille(150) { Crashes::LoseDisk } else { Crashes::KeepLog };
                 // Connections break, nodes pause, disks stand still, nodes crash.
                 self.faults = 0b11_0000_0101_0011;
                 self.disk_us = *random.pick(&[100, 1000, 4000]);
@@ -222,6 +233,14 @@ impl Plan {
                 }
                 self.operations = random.range(400, 900) as usize;
                 (self.clients, self.think_us) = (8, 0);
+            }
+            Theme::Newcomers => {
+                self.weather = if random.permille(500) { Weather::Storm } else { Weather::Unsettled };
+                self.crashes = Crashes::LoseDisk;
+                // Connections break, nodes stand still, disks too, one side waits, nodes crash.
+                self.faults = 0b11_0010_0101_0111;
+                self.disk_us = *random.pick(&[100, 1000]);
+                (self.hot_keys, self.think_us, self.clients) = (random.range(1, 2), 500, 4);
             }
             Theme::Writers => {
                 if self.weather == Weather::Calm {
@@ -330,6 +349,8 @@ fn cluster(random: &mut Random, theme: Theme) -> Cluster {
     let sizes = match theme {
         Theme::Crashes => *random.pick(&shapes[..7]),
         Theme::StealStorm => *random.pick(&shapes[1..10]),
+        // Where a node can be lost and the others still hold a quorum of each phase, and a majority.
+        Theme::Newcomers => *random.pick(&[&[3][..], &[3], &[5], &[2, 3], &[3, 3], &[1, 1, 1]]),
         _ => *random.pick(&shapes),
     };
     let shards = *random.pick(&[1, 1, 2, 3]);
@@ -355,6 +376,11 @@ fn cluster(random: &mut Random, theme: Theme) -> Cluster {
         count,
     ];
     cluster.quorum = if random.permille(600) { floor } else { *random.pick(&others) };
+    if theme == Theme::Newcomers {
+        let losing_one = QuorumSpec::Floor { node_failures: (smallest / 2) as u8, zone_failures: 0 };
+        let zones = sizes.len() > 1 && smallest > 1;
+        cluster.quorum = if zones { losing_one } else { QuorumSpec::Majority };
+    }
     let some_node = cluster.nodes[random.below(u64::from(nodes)) as usize].id;
     let owners = [
         InitialOwner::FirstTouch,

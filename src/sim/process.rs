@@ -124,7 +124,7 @@ impl Process {
         let stop = Arc::new(AtomicBool::new(false));
         let node = Node::new(cluster, tuning, index, start.incarnation, BTreeMap::new(), stop);
         let now = start.clock.at(time);
-        let node = Arc::new(node.simulated(now, start.state_boot, start.mutant));
+        let node = Arc::new(node.simulated(now, start.state_boot));
         let woken = Arc::new(Woken::default());
         let mut shards = Vec::new();
         for (number, disk) in start.disks.iter().enumerate() {

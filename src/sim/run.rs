@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind},
     sync::Once,
@@ -15,7 +15,11 @@ use super::{
     plan::Plan,
     world::{BEGIN_US, Checked, Life, World, sizes_of},
 };
-use crate::{mutant::Mutant, protocol::ReadMode, topology::NodeIndex};
+use crate::{
+    mutant::Mutant,
+    protocol::{Protocol, ReadMode},
+    topology::NodeIndex,
+};
 
 /// Steps that the search for an order of one key's operations takes at most.
 const SEARCH_STEPS_MAX: usize = 200_000;
@@ -201,6 +205,13 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
     for node in 0..world.machines.len() {
         world.start(node)?;
     }
+    if world.plan.founded {
+        let limit = world.now + EQUAL_WITHIN_US;
+        world.run(limit, |world| have_votes(world).is_ok())?;
+        if world.steps < world.steps_max {
+            have_votes(world)?;
+        }
+    }
     world.begin_weather(faults, without);
     world.begin_clients();
     let storm = world.now + world.plan.storm_us;
@@ -241,7 +252,23 @@ fn become_equal(world: &mut World, when: &str) -> Checked {
     }
 }
 
+/// All live nodes have a vote, in the same configuration version.
+fn have_votes(world: &World) -> Checked {
+    let mut versions = BTreeMap::new();
+    for (node, shard, state) in world.shards() {
+        let witness = state.shard.protocol();
+        let core = witness.core();
+        let first = *versions.entry(shard).or_insert(core.version());
+        if !core.has_vote() || core.version() != first {
+            let text = format!("shard {shard} of node {node} has no vote in version {first}: {:?}", core.membership());
+            return Err(Rule::NotConverged.broken(text));
+        }
+    }
+    Ok(())
+}
+
 fn are_equal(world: &World) -> Checked {
+    have_votes(world)?;
     let mut nodes = Vec::new();
     for node in world.live() {
         let Life::Up(process) = &world.machines[node].life else { continue };

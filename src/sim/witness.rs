@@ -2,9 +2,11 @@
 
 use std::{cell::RefCell, rc::Rc};
 
+use bytes::Bytes;
+
 use super::oracle::{Observer, Violation};
 use crate::{
-    protocol::{Micros, Outputs, Protocol, Record, RecordId, Request, wpaxos::WPaxos},
+    protocol::{Membership, Micros, Outputs, Protocol, Record, RecordId, Request, wpaxos::WPaxos},
     topology::NodeIndex,
     wire::{Frame, FrameError},
 };
@@ -46,8 +48,8 @@ impl Witness {
 }
 
 impl Protocol for Witness {
-    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
-        self.core.on_link_up(now, peer, out);
+    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, incarnation: u64, out: &mut Outputs) {
+        self.core.on_link_up(now, peer, incarnation, out);
         self.look();
     }
 
@@ -78,6 +80,22 @@ impl Protocol for Witness {
 
     fn end_replay(&mut self, now: Micros) {
         self.core.end_replay(now);
+    }
+
+    fn begin_checkpoint(&mut self, frames: &mut Vec<Bytes>) {
+        self.core.begin_checkpoint(frames);
+    }
+
+    fn checkpoint_objects(&mut self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
+        self.core.checkpoint_objects(cursor, bytes)
+    }
+
+    fn is_taken(&self, now: Micros, peer: NodeIndex, incarnation: u64) -> bool {
+        self.core.is_taken(now, peer, incarnation)
+    }
+
+    fn membership(&self) -> Option<Membership> {
+        self.core.membership()
     }
 
     fn on_tick(&mut self, now: Micros, out: &mut Outputs) {

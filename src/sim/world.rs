@@ -22,7 +22,6 @@ use super::{
     witness::Watch,
 };
 use crate::{
-    failure::Failure,
     mutant::Mutant,
     protocol::wpaxos::invariants::promised_in,
     shard::Next,
@@ -287,9 +286,10 @@ impl World {
         let process = match Process::start(&start, self.now) {
             Ok(process) => process,
             Err(error) => {
+                // Whoever is in charge gives it another disk.
                 self.say(|| format!("node {node} cannot start: {error}"));
-                self.bury(node);
-                return Ok(());
+                self.lose_disk(node);
+                return self.start(node);
             }
         };
         let (boot, state_boot) = (machine.boot, machine.state_boot);
@@ -406,12 +406,6 @@ impl World {
         }
         match failure {
             None => Ok(()),
-            Some(Failure::Refused(why)) => {
-                self.say(|| format!("node {node} ends: {why}"));
-                self.crash(node);
-                self.bury(node);
-                Ok(())
-            }
             Some(failure) => Err(Rule::Core.broken(format!("node {node} fails: {failure}"))),
         }
     }

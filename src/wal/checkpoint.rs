@@ -8,6 +8,7 @@
 //! holds everything that it may show.
 
 use std::{
+    collections::VecDeque,
     fs,
     path::{Path, PathBuf},
     rc::Rc,
@@ -227,6 +228,8 @@ impl CheckpointReader {
 pub(super) struct Open {
     pub(super) position: RecordId,
     encoder: Encoder,
+    /// Frames that are not staged yet: those of the beginning may be many.
+    waiting: VecDeque<Bytes>,
     /// Bytes that have not been written.
     staged: Vec<u8>,
     /// Bytes that have.
@@ -236,29 +239,38 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) fn begin(name: LogName, position: RecordId, frames: &[Bytes]) -> Self {
+    pub(super) fn begin(name: LogName, position: RecordId, frames: Vec<Bytes>) -> Self {
         let mut staged = Vec::with_capacity(2 * PIECE_BYTES);
-        let mut encoder = Encoder::begin(name, position, &mut staged);
-        frames.iter().for_each(|frame| encoder.frame(frame, &mut staged));
-        Self { position, encoder, staged, written: 0, ended: None }
+        let encoder = Encoder::begin(name, position, &mut staged);
+        Self { position, encoder, waiting: frames.into(), staged, written: 0, ended: None }
     }
 
-    pub(super) fn objects(&mut self, frame: &[u8]) {
-        self.encoder.frame(frame, &mut self.staged);
+    pub(super) fn objects(&mut self, frame: Bytes) {
+        self.waiting.push_back(frame);
     }
 
     pub(super) fn end(&mut self, record: RecordId) {
-        self.encoder.end(record, &mut self.staged);
         self.ended = Some(record);
     }
 
     /// How many bytes more make a piece.
     pub(super) fn room(&self) -> usize {
-        if self.ended.is_some() { 0 } else { PIECE_BYTES.saturating_sub(self.staged.len()) }
+        let waiting: usize = self.waiting.iter().map(Bytes::len).sum();
+        if self.ended.is_some() { 0 } else { PIECE_BYTES.saturating_sub(self.staged.len() + waiting) }
     }
 
     /// What is to be written now, and where.
     fn take_piece(&mut self) -> Option<(Vec<u8>, u64)> {
+        while self.staged.len() < PIECE_BYTES
+            && let Some(frame) = self.waiting.pop_front()
+        {
+            self.encoder.frame(&frame, &mut self.staged);
+            if self.waiting.is_empty()
+                && let Some(record) = self.ended
+            {
+                self.encoder.end(record, &mut self.staged);
+            }
+        }
         let due = self.staged.len() >= PIECE_BYTES || (self.ended.is_some() && !self.staged.is_empty());
         due.then(|| (std::mem::replace(&mut self.staged, Vec::with_capacity(PIECE_BYTES)), self.written))
     }

@@ -45,7 +45,7 @@ impl Access {
         let probe = directory.join("probe.new");
         let failed = |error: io::Error| disk_failure(&probe, "making a file", &error);
         let file = File::create(&probe).map_err(failed)?;
-        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|system| system.f_type as i64 == TMPFS_MAGIC);
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
         let direct = fs::OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(&probe);
         fs::remove_file(&probe).map_err(failed)?;
         Ok(if direct.is_ok() && !in_memory { Self::Direct } else { Self::Buffered })

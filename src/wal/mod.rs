@@ -221,7 +221,7 @@ impl Wal {
     ///
     /// # Panics
     /// If one is being written.
-    pub(crate) fn begin_checkpoint(&self, position: RecordId, frames: &[Bytes]) {
+    pub(crate) fn begin_checkpoint(&self, position: RecordId, frames: Vec<Bytes>) {
         let open = checkpoint::Open::begin(self.0.spec.name, position, frames);
         let before = self.0.checkpoint.borrow_mut().replace(open);
         assert!(before.is_none(), "one checkpoint at a time");
@@ -236,7 +236,7 @@ impl Wal {
     }
 
     /// A frame of objects for it.
-    pub(crate) fn checkpoint_objects(&self, frame: &[u8]) {
+    pub(crate) fn checkpoint_objects(&self, frame: Bytes) {
         self.with_checkpoint(|open| open.objects(frame));
     }
 

@@ -5,8 +5,8 @@
 //! ```
 //! All integers are little-endian. The checksum is CRC32C over the header up to the checksum and the body.
 //!
-//! **Compatibility.** [`WIRE_VERSION`] 1 is the first; a frame of another version is refused. Mixed versions cannot
-//! run together.
+//! **Compatibility.** A frame of another [`WIRE_VERSION`] is refused: mixed versions cannot run together, and a log cannot be
+//! read by another version. 2 is the first that logs are written in.
 
 use bytes::{Bytes, BytesMut};
 use zerocopy::{
@@ -17,7 +17,7 @@ use zerocopy::{
 /// The first bytes of every frame, `WPAX` on the wire.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
 /// The version of the frame layout and of all bodies.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 /// The largest body that a receiver takes, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's header.
@@ -99,6 +99,20 @@ pub enum Kind {
     ListRequest = 33,
     /// A page of that list.
     List = 34,
+    /// A configuration version: told to whoever has a lower one, or is taken for somebody else.
+    Configuration = 35,
+    /// A step of the Paxos instance that decides the next configuration version.
+    Reconfigure = 36,
+    /// A newcomer asks for a list of objects with their tails.
+    MergeRequest = 37,
+    /// A page of that list.
+    Merge = 38,
+    /// In logs: what a node knows of the configuration.
+    Membership = 48,
+    /// In checkpoints: a place in a stream.
+    StreamPlace = 49,
+    /// In checkpoints: objects.
+    Kept = 50,
     /// First frame of a client's connection ([`crate::api::native`]).
     ClientHello = 64,
     /// The answer to a client's hello: the cluster as JSON.
@@ -139,6 +153,13 @@ impl Kind {
             32 => Self::Compare,
             33 => Self::ListRequest,
             34 => Self::List,
+            35 => Self::Configuration,
+            36 => Self::Reconfigure,
+            37 => Self::MergeRequest,
+            38 => Self::Merge,
+            48 => Self::Membership,
+            49 => Self::StreamPlace,
+            50 => Self::Kept,
             64 => Self::ClientHello,
             65 => Self::ClientWelcome,
             66 => Self::Request,

@@ -4,8 +4,8 @@ use bytes::BytesMut;
 use zerocopy::IntoBytes;
 
 use super::{
-    Ballot, ObjectIndex, WPaxos,
-    message::{Reader, SkipBody, StateEntryHead, ballot_from, put_state},
+    ObjectIndex, WPaxos,
+    message::{Reader, SkipBody, StateEntryHead, promise_from, put_state},
     object::Object,
 };
 use crate::{
@@ -78,6 +78,7 @@ impl WPaxos {
         let head = StateEntryHead {
             applied: known.applied.into(),
             promised: known.promised.number.into(),
+            promised_version: known.promised.version.into(),
             state_bytes: 0.into(),
             key_bytes: (known.key.len() as u16).into(),
             reserved: 0.into(),
@@ -130,7 +131,10 @@ impl WPaxos {
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
             let state = reader.state()?;
-            let promised = ballot_from(&reader, frame.config_version, head.promised)?;
+            let promised = promise_from(&reader, head.promised_version, head.promised)?;
+            if promised.version > frame.config_version {
+                return Err(reader.wrong("its promise belongs to a later configuration version"));
+            }
             let applied = reader.number(head.applied)?;
             let object = self.object_of(key);
             self.raise(now, object, promised);
@@ -159,7 +163,7 @@ impl WPaxos {
                 let object = ObjectIndex(catch_up.cursor);
                 catch_up.cursor += 1;
                 let known = &self.objects[object];
-                if known.own_seq >= catch_up.from_seq && known.applied > 0 && known.promised != Ballot::ZERO {
+                if known.own_seq >= catch_up.from_seq && known.applied > 0 {
                     let bytes = known.key.len() + known.state.value.as_ref().map_or(0, Vec::len) + 256;
                     room = room.saturating_sub(bytes);
                     self.send_state(to, object);
@@ -196,6 +200,7 @@ fn put_state_entry(buffer: &mut BytesMut, known: &Object) {
     let mut head = StateEntryHead {
         applied: known.applied.into(),
         promised: known.promised.number.into(),
+        promised_version: known.promised.version.into(),
         state_bytes: 0.into(),
         key_bytes: (known.key.len() as u16).into(),
         reserved: 0.into(),

@@ -23,8 +23,11 @@ pub struct Config {
     pub zones: usize,
     /// The shard.
     pub shard: u16,
-    /// The configuration version (`protocol.md` §8).
+    /// The configuration version (`protocol.md` §8) that the core begins with, and then the one that it is in.
     pub version: u32,
+    /// The incarnations of all members, if they are known from the start: in tests of the core alone, which begin with a
+    /// cluster whose members have met.
+    pub founded: Option<Vec<u64>>,
     /// This node's incarnation: another one after its state was lost.
     pub incarnation: u64,
     /// Its boot counter.
@@ -77,6 +80,7 @@ impl Config {
             zones: cluster.zones.len(),
             shard,
             version: 1,
+            founded: None,
             incarnation,
             boot: 1,
             seed: incarnation ^ (u64::from(shard) << 48) ^ u64::from(me.0),

@@ -91,6 +91,16 @@ impl Converge {
         self.ask_again();
     }
 
+    /// This node's own stream has ended while it runs; it has executed so much of it.
+    pub(super) fn note_end(&mut self, owner: NodeIndex, stream: StreamId, up_to: u64) {
+        self.note(Reached { owner: owner.0, reserved: [0; 3], stream, up_to: up_to.into() });
+    }
+
+    /// How far this node got in streams that have ended.
+    pub(super) fn ended(&self) -> Vec<Reached> {
+        self.ended.iter().flatten().copied().collect()
+    }
+
     /// Whether a stream is older than all that are remembered of its owner.
     fn is_forgotten(&self, owner: NodeIndex, stream: StreamId) -> bool {
         let ended = &self.ended[owner.index()];
@@ -108,9 +118,9 @@ impl Converge {
     }
 }
 
-/// Streams of one owner in the order in which they were; those of different incarnations in some order.
-fn age(stream: StreamId) -> (u32, u64) {
-    (stream.boot.get(), stream.incarnation.get())
+/// Streams of one owner in the order in which they were.
+fn age(stream: StreamId) -> (u32, u32, u64) {
+    (stream.version.get(), stream.boot.get(), stream.incarnation.get())
 }
 
 fn everybody(nodes: usize) -> NodeSet {
@@ -124,7 +134,7 @@ impl WPaxos {
         let inbound = &self.inbound[owner.index()];
         let Some(stream) = inbound.id else { return };
         let up_to = inbound.effective();
-        self.converge.note(Reached { owner: owner.0, reserved: [0; 3], stream, up_to: up_to.into() });
+        self.converge.note_end(owner, stream, up_to);
         let delay = match owner == self.config.me {
             true => self.config.timers.prepare_retry_us,
             false => self.config.timers.orphan_delay_us * (1 + self.orphan_rank(now)),
@@ -179,7 +189,7 @@ impl WPaxos {
     /// node has taken the object since, its phase 1 decides the slot, if it has not forgotten of it by a restart: it is
     /// offered the object, which means nothing to an owner.
     pub(super) fn check_orphans(&mut self, now: Micros) {
-        if self.config.has(Mutant::OrphansLeft) {
+        if self.config.has(Mutant::OrphansLeft) || !self.may_vote() {
             return;
         }
         self.note_silence(now);
@@ -243,7 +253,7 @@ impl WPaxos {
 impl WPaxos {
     /// How far this node got in each stream that has ended.
     pub(super) fn reached(&self) -> Vec<Reached> {
-        let mut reached: Vec<Reached> = self.converge.ended.iter().flatten().copied().collect();
+        let mut reached = self.converge.ended();
         for owner in self.converge.silent.iter() {
             let inbound = &self.inbound[owner.index()];
             let Some(stream) = inbound.id else { continue };
@@ -288,6 +298,7 @@ impl WPaxos {
     /// A survey does not outlive its connection.
     pub(super) fn part_from(&mut self, peer: NodeIndex) {
         self.converge.survey.take_if(|survey| survey.from == peer);
+        self.versions.merge.part_from(peer);
     }
 
     /// Asks peers that may have got further how far they are.
@@ -440,9 +451,14 @@ impl WPaxos {
             let key = reader.key(row.key_bytes)?;
             let mine = self.objects.find(key).map_or(0, |object| self.objects[object].applied);
             if mine < reader.number(row.applied)? {
-                let (promised, state_bytes, reserved) = (0.into(), 0.into(), 0.into());
-                let head =
-                    StateEntryHead { applied: mine.into(), promised, state_bytes, key_bytes: row.key_bytes, reserved };
+                let head = StateEntryHead {
+                    applied: mine.into(),
+                    promised: 0.into(),
+                    promised_version: 0.into(),
+                    state_bytes: 0.into(),
+                    key_bytes: row.key_bytes,
+                    reserved: 0.into(),
+                };
                 self.counters.states_asked += 1;
                 self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
             }

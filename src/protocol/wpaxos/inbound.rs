@@ -126,6 +126,17 @@ impl Inbound {
         self.settle_refusals();
     }
 
+    /// The frames that are held.
+    pub(super) fn kept_frames(&self) -> impl Iterator<Item = &Bytes> {
+        self.frames.iter().map(|frame| &frame.bytes)
+    }
+
+    /// Whether this entry is the one with this number, and the watermark has not passed it.
+    pub(super) fn has(&self, seq: u64, object: ObjectIndex, slot: u64, ballot: Ballot) -> bool {
+        let place = seq.checked_sub(self.watermark + 1).and_then(|place| self.entries.get(place as usize));
+        place.is_some_and(|entry| (entry.object, entry.slot, entry.ballot) == (object, slot, ballot))
+    }
+
     /// Bytes of the frames that are held.
     pub(super) fn kept_bytes(&self) -> usize {
         self.frames.iter().map(|frame| frame.bytes.len()).sum()

@@ -103,6 +103,16 @@ impl WPaxos {
         accepted
     }
 
+    /// Whether it answers Prepares and accepts.
+    pub fn has_vote(&self) -> bool {
+        self.may_vote()
+    }
+
+    /// Its configuration version.
+    pub fn version(&self) -> u32 {
+        self.config.version
+    }
+
     /// How many frames of its own stream this node keeps for others, and their bytes.
     pub fn kept_frames(&self) -> (usize, usize) {
         self.stream.kept_frames()

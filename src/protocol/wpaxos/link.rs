@@ -49,6 +49,12 @@ pub(super) struct Link {
     shard: u16,
     version: u32,
     up: bool,
+    /// There is a connection, but not to the member that this node knows.
+    stranger: bool,
+    /// On this connection the peer was told which configuration version holds.
+    pub(super) told: bool,
+    /// On this connection the peer has said that it has no vote.
+    pub(super) learner: bool,
     connection: u64,
     down_since: Micros,
     /// When a frame last came from it.
@@ -82,6 +88,9 @@ impl Link {
             shard,
             version,
             up: false,
+            stranger: false,
+            told: false,
+            learner: false,
             connection: 0,
             down_since: now,
             heard_at: now,
@@ -115,8 +124,37 @@ impl Link {
         self.connection
     }
 
+    /// Whether there is a connection, to whomever.
+    pub(super) fn is_connected(&self) -> bool {
+        self.up || self.stranger
+    }
+
+    /// Whether the connection is to somebody whom this node does not take for the member.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.stranger
+    }
+
+    /// Whether the peer has said, on this connection and in this configuration version, where it stands in this node's stream.
+    pub(super) fn has_place(&self) -> bool {
+        self.next_frame.is_some()
+    }
+
+    /// There is a connection, to somebody whom this node does not know: to the protocol the link stays down.
+    pub(super) fn meet_stranger(&mut self) {
+        assert!(!self.up, "the old link is taken down before");
+        (self.stranger, self.told) = (true, false);
+    }
+
+    /// What frames belong to from now on. Numbers of streams begin anew.
+    pub(super) fn set_version(&mut self, version: u32) {
+        if self.version != version {
+            (self.version, self.acked) = (version, 0);
+        }
+    }
+
     pub(super) fn come_up(&mut self, now: Micros) {
         self.up = true;
+        (self.stranger, self.told, self.learner) = (false, false, false);
         self.connection += 1;
         self.heard_at = now;
         self.heartbeat = None;
@@ -129,7 +167,7 @@ impl Link {
         if self.up {
             self.down_since = now;
         }
-        self.up = false;
+        (self.up, self.stranger, self.learner) = (false, false, false);
         self.forget_position();
     }
 

@@ -48,12 +48,14 @@ macro_rules! layout {
 }
 
 layout! {
-    /// Which accept stream: one boot of one incarnation of its owner.
-    StreamId, 12 {
+    /// Which accept stream: one boot of one incarnation of its owner, in one configuration version.
+    StreamId, 16 {
         /// The owner's incarnation.
         incarnation: U64,
         /// Its boot counter.
         boot: U32,
+        /// The configuration version.
+        version: U32,
     }
 }
 
@@ -81,7 +83,7 @@ compared!(Reached);
 
 layout! {
     /// Heads an AcceptBatch: `head | entries | withdrawn numbers (u64 each, rising)`.
-    BatchHead, 52 {
+    BatchHead, 56 {
         /// The stream.
         stream: StreamId,
         /// The number of the first entry; of the next one if there is none.
@@ -117,11 +119,15 @@ layout! {
 
 layout! {
     /// An Ack or a Resume; the standing refusals follow.
-    Standing, 40 {
+    Standing, 48 {
         /// The stream.
         stream: StreamId,
         /// How many refusals follow.
         refusals: U32,
+        /// 1 if the receiver has no vote: it stores the stream, and what it says is no ack.
+        learner: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
         /// The last number that was taken.
         last_seq: U64,
         /// The receiver's commit watermark.
@@ -143,7 +149,7 @@ layout! {
 
 layout! {
     /// A Skip: numbers up to here are no longer kept. Also the whole of a CatchUpDone.
-    SkipBody, 20 {
+    SkipBody, 24 {
         /// The stream.
         stream: StreamId,
         /// The last number left out.
@@ -217,11 +223,13 @@ layout! {
 
 layout! {
     /// The state of one object; key and state follow. In a StateRequest only the key, and `applied` is the asker's.
-    StateEntryHead, 24 {
+    StateEntryHead, 28 {
         /// What is executed.
         applied: U64,
         /// The sender's promise.
         promised: U64,
+        /// That ballot's configuration version.
+        promised_version: U32,
         /// Bytes of state.
         state_bytes: U32,
         /// Bytes of key.
@@ -289,7 +297,7 @@ layout! {
 
 layout! {
     /// How far a node got in a stream.
-    Reached, 24 {
+    Reached, 28 {
         /// The stream's owner, by index.
         owner: u8,
         /// Must be 0.
@@ -398,6 +406,131 @@ layout! {
         index: U32,
         /// Must be 0.
         reserved: U32,
+    }
+}
+
+layout! {
+    /// A Configuration: rows of incarnations follow, one for each member.
+    ConfigurationHead, 8 {
+        /// The version.
+        version: U32,
+        /// 1 if the sender does not take the receiver for the member that it says it is.
+        stranger: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
+    }
+}
+
+layout! {
+    /// A step of the Paxos instance that decides a configuration version; rows of incarnations follow if there is a value.
+    ReconfigureHead, 24 {
+        /// A [`super::versions::Step`].
+        step: u8,
+        /// 1 if a value follows.
+        has_value: u8,
+        /// Must be 0.
+        reserved: U16,
+        /// The version that is to be decided.
+        version: U32,
+        /// The ballot that is asked for, promised, proposed or accepted; of a refusal, the one that beat it.
+        ballot: U64,
+        /// The ballot that the value was accepted at; 0 if none was.
+        accepted: U64,
+    }
+}
+
+layout! {
+    /// What a node knows of the configuration, in its log and checkpoints: incarnations that are named, incarnations that were
+    /// met first, and those that are accepted for the next version follow, one of each for each member.
+    MembershipBody, 24 {
+        /// The version.
+        version: U32,
+        /// A [`super::versions::Standing`].
+        standing: u8,
+        /// 1 if a value is accepted for the next version.
+        has_accepted: u8,
+        /// Must be 0.
+        reserved: U16,
+        /// The ballot promised for the next version.
+        promised: U64,
+        /// The ballot that its value was accepted at.
+        accepted: U64,
+    }
+}
+
+layout! {
+    /// An object in a Merge; key and tail follow.
+    MergeRow, 16 {
+        /// What is executed.
+        applied: U64,
+        /// How many tail entries.
+        tail: U32,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: U16,
+    }
+}
+
+layout! {
+    /// In a checkpoint: where a node stood in a stream; refusals, and then frames with what it had not passed, follow.
+    StreamPlace, 48 {
+        /// The stream.
+        stream: StreamId,
+        /// The last number that was taken.
+        last_seq: U64,
+        /// The commit watermark.
+        watermark: U64,
+        /// The first number whose effects may be missing because of a Skip; 0 if none.
+        behind_from: U64,
+        /// How many refusals follow.
+        refusals: U32,
+        /// The stream's owner, by index.
+        owner: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
+    }
+}
+
+layout! {
+    /// In a checkpoint: an object; key, state and tail follow.
+    KeptHead, 36 {
+        /// The highest ballot seen.
+        promised: U64,
+        /// That ballot's configuration version.
+        promised_version: U32,
+        /// What is executed.
+        applied: U64,
+        /// Bytes of state.
+        state_bytes: U32,
+        /// How many tail entries.
+        tail: U32,
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// In a checkpoint: a tail entry; its command follows. It belongs to this number of a stream, if there is one.
+    KeptEntry, 40 {
+        /// The slot.
+        slot: U64,
+        /// The ballot that it was accepted at.
+        ballot: U64,
+        /// That ballot's configuration version.
+        ballot_version: U32,
+        /// Bytes of command.
+        command_bytes: U32,
+        /// The number in the stream; 0 if it belongs to none.
+        seq: U64,
+        /// The stream's owner, by index.
+        owner: u8,
+        /// 1 if it is known to be decided.
+        decided: u8,
+        /// Must be 0.
+        reserved: [u8; 6],
     }
 }
 
@@ -553,6 +686,17 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
         out.extend_from_slice(body.as_bytes());
     }
     out.len() - start
+}
+
+/// A promise in a state: any ballot, or none yet.
+///
+/// # Errors
+/// If it is out of range.
+pub fn promise_from(reader: &Reader<'_>, version: U32, number: U64) -> Result<Ballot, FrameError> {
+    if number.get() == 0 && version.get() == 0 {
+        return Ok(Ballot::ZERO);
+    }
+    ballot_from(reader, version.get(), number)
 }
 
 /// A ballot as it travels in a frame of `version`.

@@ -16,11 +16,15 @@
 //! | `converge` | streams that have ended: orphans, and who is behind |
 //! | `membership` | who is alive, who is near |
 //! | `replay` | recovery from the log |
+//! | `checkpoint` | what a log may begin with |
+//! | `versions` | configuration versions, incarnations, who may vote |
+//! | `merge` | what a newcomer learns before it votes |
 //! | `state` | which states are the same |
 //! | `view` | what people ask about objects |
 
 mod ballot;
 mod catchup;
+mod checkpoint;
 mod config;
 mod converge;
 mod forward;
@@ -28,6 +32,7 @@ mod inbound;
 pub mod invariants;
 mod link;
 mod membership;
+mod merge;
 mod message;
 mod object;
 mod phase1;
@@ -40,6 +45,7 @@ mod steal;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod view;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -57,11 +63,12 @@ use read::Reads;
 use requests::{RequestKey, Requests};
 use steal::Distances;
 use stream::OwnStream;
+use versions::Versions;
 
 use crate::{
     command::Command,
     mutant::Mutant,
-    protocol::{Micros, Outputs, Ownership, Protocol, Record, RecordId, Request, Taking},
+    protocol::{Membership, Micros, Outputs, Ownership, Protocol, Record, RecordId, Request, Taking},
     store::{History, ObjectState, Version},
     topology::{NodeIndex, NodeSet},
     wire::{Frame, FrameError, Kind},
@@ -164,8 +171,11 @@ pub struct WPaxos {
     /// Earlier values, if any are kept.
     history: Option<Box<History>>,
     stopping: bool,
-    /// Peers that have ever let this incarnation in: that have sent it a frame.
-    met: NodeSet,
+    /// Whether a record of an earlier boot is being taken.
+    replaying: bool,
+    /// Configuration versions, and what this node may do in its own.
+    versions: Versions,
+    restore: checkpoint::Restore,
 
     /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
     eager: NodeSet,
@@ -205,7 +215,7 @@ impl WPaxos {
         let nodes = config.nodes.len();
         let link = |node| Link::new(NodeIndex(node as u8), config.shard, config.version, now);
         let boot = if config.has(Mutant::StreamNumbersReused) { 1 } else { config.boot };
-        let id = StreamId { incarnation: config.incarnation.into(), boot: boot.into() };
+        let id = StreamId { incarnation: config.incarnation.into(), boot: boot.into(), version: config.version.into() };
         let mut wpaxos = Self {
             objects: Objects::new(config.seed),
             stream: OwnStream::new(id),
@@ -218,7 +228,9 @@ impl WPaxos {
             counters: Counters::default(),
             history: config.history.map(|kept| Box::new(History::new(kept.versions_per_key, kept.bytes_max))),
             stopping: false,
-            met: NodeSet::EMPTY,
+            replaying: false,
+            versions: Versions::new(nodes, config.version, config.founded.as_ref()),
+            restore: checkpoint::Restore::default(),
             eager: NodeSet::EMPTY,
             all_eager: true,
             progress_at: now,
@@ -267,9 +279,10 @@ impl WPaxos {
         })
     }
 
-    /// Who owns an object, as far as this node knows; nobody at round 0.
+    /// Who owns an object, as far as this node knows; nobody at round 0, or when a configuration version has ended its lead.
     fn owner_of(&self, object: ObjectIndex) -> Option<NodeIndex> {
-        let owner = self.objects[object].promised.owner()?;
+        let promised = self.objects[object].promised;
+        let owner = promised.owner().filter(|_| promised.version == self.config.version)?;
         self.config.nodes.binary_search(&owner).ok().map(|place| NodeIndex(place as u8))
     }
 
@@ -330,6 +343,8 @@ impl WPaxos {
             Kind::Compare => self.on_compare(now, from, frame, out),
             Kind::ListRequest => self.on_list_request(from, frame, out),
             Kind::List => self.on_list(now, from, frame),
+            Kind::MergeRequest => self.on_merge_request(from, frame, out),
+            Kind::Merge => self.on_merge(now, from, frame, out),
             _ => Err(self.refuse(frame, "peers do not send this kind")),
         }
     }
@@ -360,8 +375,13 @@ fn command_of<'a>(stream: &'a OwnStream, inbound: &'a [Inbound], source: &'a Sou
 }
 
 impl Protocol for WPaxos {
-    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
+    fn on_link_up(&mut self, now: Micros, peer: NodeIndex, incarnation: u64, out: &mut Outputs) {
         assert!(peer != self.config.me, "a node has no link to itself");
+        if !self.recognise(peer, incarnation) {
+            // All that it is told is that it has to be named first.
+            self.links[peer.index()].meet_stranger();
+            return self.tell_configuration(peer, out);
+        }
         self.links[peer.index()].come_up(now);
         self.meet_again(peer);
         self.hasten_candidacies(now);
@@ -379,13 +399,25 @@ impl Protocol for WPaxos {
     }
 
     fn on_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError> {
-        if frame.config_version != self.config.version {
-            return Err(self.refuse(frame, "it belongs to another configuration version"));
-        }
-        self.links[peer.index()].heard_at = now;
-        // Who is called sees its side of the link come up before the caller has read who answers, and may refuse it.
-        self.met.insert(peer);
-        let result = self.dispatch(now, peer, frame, out);
+        let link = &mut self.links[peer.index()];
+        link.heard_at = now;
+        let result = match frame.kind {
+            Kind::Configuration => self.on_configuration(now, peer, frame, out),
+            Kind::Reconfigure => self.on_reconfigure(now, peer, frame, out),
+            // A stranger, or what is left of a connection that has ended with its version.
+            _ if !link.is_up() => Ok(()),
+            // Whoever is behind adopts, and then makes a new connection.
+            _ if frame.config_version != self.config.version && !self.config.has(Mutant::LowerVersionsTaken) => {
+                if frame.config_version < self.config.version {
+                    self.tell_configuration(peer, out);
+                }
+                Ok(())
+            }
+            _ => {
+                self.vouched(now, peer, out);
+                self.dispatch(now, peer, frame, out)
+            }
+        };
         self.settle(now, out);
         result
     }
@@ -413,6 +445,23 @@ impl Protocol for WPaxos {
         self.replay(now, record)
     }
 
+    fn begin_checkpoint(&mut self, frames: &mut Vec<Bytes>) {
+        assert!(self.records.is_empty(), "a checkpoint stands between two turns");
+        self.put_standing(frames);
+    }
+
+    fn checkpoint_objects(&mut self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
+        self.put_objects(cursor, bytes)
+    }
+
+    fn on_restore(&mut self, now: Micros, frame: &Bytes) -> Result<(), FrameError> {
+        self.restore(now, frame)
+    }
+
+    fn end_restore(&mut self, _now: Micros, record: RecordId) {
+        self.finish_restore(record);
+    }
+
     fn end_replay(&mut self, now: Micros) {
         self.finish_replay(now);
         self.forget_at_restart();
@@ -425,12 +474,14 @@ impl Protocol for WPaxos {
         self.check_rounds(now, out);
         self.pump_catch_up(out);
         self.pump_survey(out);
+        self.pump_merge(now, out);
         self.check_progress(now);
         if now.since(self.checked_at) >= CHECK_US {
             self.checked_at = now;
             self.check_requests(now, out);
             self.check_orphans(now);
             self.check_convergence(now, out);
+            self.check_versions(now, out);
             self.choose_eager(now);
             self.trim_stream();
         }
@@ -469,6 +520,7 @@ impl Protocol for WPaxos {
             && self.flush_at().is_none()
             && self.prepare_timers.is_empty()
             && self.converge.is_idle()
+            && !self.versions.is_learner()
             && self.links.iter().all(|link| link.held_since.is_none() && link.catch_up.is_none())
     }
 
@@ -484,6 +536,14 @@ impl Protocol for WPaxos {
             list.push(("history_bytes", history.bytes() as u64));
         }
         list
+    }
+
+    fn is_taken(&self, now: Micros, peer: NodeIndex, incarnation: u64) -> bool {
+        self.links[peer.index()].is_up() && !self.is_suspected(now, peer) && !self.versions.is(peer, incarnation)
+    }
+
+    fn membership(&self) -> Option<Membership> {
+        Some(self.membership_view())
     }
 
     fn history(&self, key: &[u8]) -> Option<Vec<Version>> {

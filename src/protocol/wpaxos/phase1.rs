@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use zerocopy::IntoBytes;
 
 use super::{
     Ballot, Config, Link, ObjectIndex, RequestKey, Requests, Role, WPaxos,
     message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
-    object::Leading,
+    object::{Leading, TailEntry},
 };
 use crate::{
     command::{Action, Command, NewCommand},
@@ -47,10 +47,10 @@ pub(super) struct Preparing {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Reported {
-    ballot: Ballot,
-    decided: bool,
-    command: Bytes,
+pub(super) struct Reported {
+    pub(super) ballot: Ballot,
+    pub(super) decided: bool,
+    pub(super) command: Bytes,
 }
 
 impl Preparing {
@@ -302,6 +302,16 @@ impl WPaxos {
         }
     }
 
+    /// A peer has a vote now, on a connection on which it had none: it is asked as if it had just come.
+    pub(super) fn ask_anew(&mut self, now: Micros, peer: NodeIndex) {
+        for (_, object) in &self.prepare_timers {
+            if let Role::Preparing(preparing) = &mut self.objects[*object].role {
+                preparing.asked[peer.index()] = 0;
+            }
+        }
+        self.hasten_candidacies(now);
+    }
+
     /// A link has come up: whoever is behind it may not have been asked yet.
     pub(super) fn hasten_candidacies(&mut self, now: Micros) {
         for (_, object) in std::mem::take(&mut self.prepare_timers) {
@@ -343,6 +353,10 @@ impl WPaxos {
     /// Phase 1a at an acceptor: promises what is not below its promise, and says everything that it knows of the object;
     /// rejects the rest with the ballot that beat it.
     pub(super) fn on_prepares(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+        if !self.may_vote() && !self.replaying {
+            // Once it votes, it is asked again.
+            return Ok(());
+        }
         self.log_received(from, frame);
         let mut reader = Reader::new(frame);
         while !reader.is_empty() {
@@ -400,19 +414,9 @@ impl WPaxos {
                 head.state_bytes = (put_state(buffer, &known.state) as u32).into();
                 buffer[start..start + size_of::<PromiseHead>()].copy_from_slice(head.as_bytes());
             }
-            for entry in tail() {
-                let command = super::command_of(stream, inbound, &entry.source).bytes();
-                let head = TailHead {
-                    slot: entry.slot.into(),
-                    ballot: entry.ballot.number.into(),
-                    ballot_version: entry.ballot.version.into(),
-                    command_bytes: (command.len() as u32).into(),
-                    decided: entry.decided.into(),
-                    reserved: [0; 3],
-                };
-                buffer.extend_from_slice(head.as_bytes());
-                buffer.extend_from_slice(command);
-            }
+            tail().for_each(|entry| {
+                put_tail(buffer, entry, super::command_of(stream, inbound, &entry.source).bytes());
+            });
         });
     }
 }
@@ -451,7 +455,21 @@ pub(super) fn reject_head(ballot: Ballot, higher: Ballot, key: &[u8]) -> RejectH
     }
 }
 
-fn read_tail_entry(reader: &mut Reader<'_>, frame: &Frame) -> Result<(u64, Reported), FrameError> {
+/// Appends a tail entry.
+pub(super) fn put_tail(buffer: &mut BytesMut, entry: &TailEntry, command: &[u8]) {
+    let head = TailHead {
+        slot: entry.slot.into(),
+        ballot: entry.ballot.number.into(),
+        ballot_version: entry.ballot.version.into(),
+        command_bytes: (command.len() as u32).into(),
+        decided: entry.decided.into(),
+        reserved: [0; 3],
+    };
+    buffer.extend_from_slice(head.as_bytes());
+    buffer.extend_from_slice(command);
+}
+
+pub(super) fn read_tail_entry(reader: &mut Reader<'_>, frame: &Frame) -> Result<(u64, Reported), FrameError> {
     let head: &TailHead = reader.take()?;
     reader.zero(head.reserved)?;
     let bytes = reader.bytes(head.command_bytes.get() as usize)?;

@@ -138,11 +138,19 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let standing: &Standing = reader.take()?;
         let refusals: &[Refusal] = reader.take_many(standing.refusals.get() as usize)?;
-        let resumes = frame.kind == Kind::Resume;
+        reader.zero(standing.reserved)?;
+        let resumes = frame.kind == Kind::Resume && !self.links[from.index()].has_place();
+        if frame.kind == Kind::Resume {
+            self.note_vote(now, from, standing.learner == 0);
+        }
         if standing.stream != self.stream.id && !self.config.has(Mutant::OldStreamCounted) {
             if resumes {
                 self.announce_stream(from, standing.stream, out);
                 self.resume(from, 0, 0, 0, out);
+                return Ok(());
+            }
+            if frame.kind == Kind::Resume {
+                // It votes now, and has not heard of the stream.
                 return Ok(());
             }
             return Err(reader.wrong("it is about a stream that is not this node's"));
@@ -161,12 +169,26 @@ impl WPaxos {
         }
         let one_more = u64::from(resumes && self.config.has(Mutant::ResumeAcksOneMore));
         let link = &mut self.links[from.index()];
-        link.acked = link.acked.max((last_seq + one_more).min(self.stream.sealed_seq()));
+        if !link.learner {
+            link.acked = link.acked.max((last_seq + one_more).min(self.stream.sealed_seq()));
+        }
         if resumes {
             self.resume(from, last_seq, standing.watermark.get(), standing.behind_from.get(), out);
         }
         self.advance_commit(now, out);
         Ok(())
+    }
+
+    /// A peer says, when its connection begins or when that changes, whether it has a vote.
+    fn note_vote(&mut self, now: Micros, from: NodeIndex, votes: bool) {
+        let link = &mut self.links[from.index()];
+        let before = !std::mem::replace(&mut link.learner, !votes);
+        if votes && !before {
+            self.ask_anew(now, from);
+        }
+        if votes != before {
+            self.choose_eager(now);
+        }
     }
 
     /// A receiver that follows a stream of an earlier boot of this node learns that it has ended.
@@ -256,7 +278,13 @@ impl WPaxos {
     }
 
     /// An entry leaves its stream, but a tail still has it: the tail keeps the bytes itself from now on.
-    fn keep_bytes(&mut self, object: ObjectIndex, slot: u64, source: &Source, bytes: impl FnOnce() -> Bytes) {
+    pub(super) fn keep_bytes(
+        &mut self,
+        object: ObjectIndex,
+        slot: u64,
+        source: &Source,
+        bytes: impl FnOnce() -> Bytes,
+    ) {
         if let Some(kept) = self.objects[object].tail.get_mut(slot)
             && kept.source == *source
         {
@@ -618,7 +646,7 @@ impl WPaxos {
                 continue;
             }
             self.inbound[node].ack_due = false;
-            if self.links[node].is_up() {
+            if self.links[node].is_up() && self.may_vote() {
                 self.send_standing(NodeIndex(node as u8), Kind::Ack, out);
             }
         }
@@ -642,10 +670,12 @@ impl WPaxos {
         let without = self.config.has(Mutant::RefusalsNotSent)
             || (self.config.has(Mutant::ResumeWithoutRefusals) && kind == Kind::Resume);
         let refusals = if without { &[] } else { inbound.refusals.as_slice() };
-        let nobody = StreamId { incarnation: 0.into(), boot: 0.into() };
+        let nobody = StreamId { incarnation: 0.into(), boot: 0.into(), version: 0.into() };
         let head = Standing {
             stream: inbound.id.unwrap_or(nobody),
             refusals: (refusals.len() as u32).into(),
+            learner: (!self.may_vote()).into(),
+            reserved: [0; 3],
             last_seq: inbound.last_seq.into(),
             watermark: inbound.watermark.into(),
             behind_from: inbound.behind_from.into(),

@@ -48,6 +48,14 @@ impl Reads {
         Self { next_round: 1, ..Self::default() }
     }
 
+    /// Ends all rounds without an answer; the reads that waited for them.
+    pub(super) fn abandon(&mut self) -> Vec<RequestKey> {
+        let rounds = self.rounds.drain(..).flat_map(|round| round.reads);
+        let reads = rounds.chain(self.waiting.drain(..)).map(|(key, _, _)| key).collect();
+        self.objects.clear();
+        reads
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rounds.is_empty() && self.waiting.is_empty()
     }
@@ -137,6 +145,9 @@ impl WPaxos {
     pub(super) fn on_confirm(&mut self, from: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError> {
         let mut reader = Reader::new(frame);
         let head: &RoundHead = reader.take()?;
+        if !self.may_vote() {
+            return Ok(());
+        }
         let mut body = std::mem::take(&mut self.scratch_bytes);
         body.extend_from_slice(head.as_bytes());
         let mut index = 0u32;

@@ -73,6 +73,7 @@ impl WPaxos {
         assert!(record.id > self.logged, "records are replayed in the order of their numbers");
         let frame = self.parse_record(record)?;
         self.logged = RecordId(record.id.0 - 1);
+        self.replaying = true;
         let mut out = Outputs::default();
         let from = record.from;
         let result = match frame.kind {
@@ -84,11 +85,14 @@ impl WPaxos {
             Kind::State => self.on_states(now, from, &frame),
             Kind::CatchUpDone => self.on_catch_up_done(from, &frame),
             Kind::Compare => self.replay_reached(&frame),
+            Kind::Merge => self.take_rows(now, from, &frame),
+            Kind::Membership => self.take_membership(now, &frame, true),
             _ => unreachable!("records of other kinds were refused"),
         };
         self.settle(now, &mut out);
         let was_logged = self.logged >= record.id;
         self.logged = record.id;
+        self.replaying = false;
         self.records.clear();
         self.heard.clear();
         match result {
@@ -121,8 +125,8 @@ impl WPaxos {
         let own = record.from == self.config.me;
         let logged = match frame.kind {
             Kind::AcceptBatch | Kind::Prepare | Kind::State => true,
-            Kind::Reject | Kind::Compare => own,
-            Kind::Skip | Kind::CatchUpDone => !own,
+            Kind::Reject | Kind::Compare | Kind::Membership => own,
+            Kind::Skip | Kind::CatchUpDone | Kind::Merge => !own,
             _ => false,
         };
         if record.from.index() >= self.config.nodes.len() {
@@ -131,7 +135,8 @@ impl WPaxos {
         if !logged {
             return Err(self.refuse(&frame, "no record holds this kind from this node"));
         }
-        if frame.shard != self.config.shard || frame.config_version != self.config.version {
+        let version = frame.kind == Kind::Membership || frame.config_version == self.config.version;
+        if frame.shard != self.config.shard || !version {
             return Err(self.refuse(&frame, "its record belongs to another shard or configuration version"));
         }
         Ok(frame)
@@ -145,6 +150,7 @@ impl WPaxos {
             self.stream.last_seq() == 0 && self.requests.len() == 0,
             "nothing is asked before the replay has ended"
         );
+        self.finish_restored(now);
         self.bury_stream(now, me);
         self.inbound[me.index()] = Inbound::default();
         for inbound in &mut self.inbound {

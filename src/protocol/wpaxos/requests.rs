@@ -183,10 +183,9 @@ impl WPaxos {
         self.admit(now, origin, zone, read, request.command, request.frame);
     }
 
-    /// Whether a majority of the members, this node among them, has let this incarnation in. Before that it serves nobody:
-    /// a replica whose memory was lost is refused by those that knew it, and must not answer from nothing meanwhile.
+    /// Whether this node serves anybody: a replica that has lost its state must not answer from nothing.
     pub(super) fn is_admitted(&self) -> bool {
-        2 * (self.met.len() + 1) > self.config.nodes.len()
+        self.may_vote()
     }
 
     pub(super) fn is_overloaded(&self) -> bool {

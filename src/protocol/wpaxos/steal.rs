@@ -214,6 +214,9 @@ impl WPaxos {
     /// whether it still does. An offer that something newer has overtaken is void, unless that is a ballot of this node at
     /// which it does not lead, since it has restarted; who made it hears of the newer ballot.
     pub(super) fn on_handovers(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
+        if !self.may_vote() {
+            return Ok(());
+        }
         let mut reader = Reader::new(frame);
         while !reader.is_empty() {
             let head: &KeyBallotHead = reader.take()?;

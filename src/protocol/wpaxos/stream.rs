@@ -242,6 +242,11 @@ impl OwnStream {
         self.frames.get(usize::try_from(number.checked_sub(self.first_frame)?).ok()?)
     }
 
+    /// The sealed frames with entries above `seq`, which are all kept if it is announced.
+    pub(super) fn frames_behind(&self, seq: u64) -> impl Iterator<Item = &Bytes> {
+        self.frames.iter().filter(move |frame| frame.last_seq > seq).map(|frame| &frame.bytes)
+    }
+
     /// How many sealed frames are kept, and their bytes.
     pub(super) fn kept_frames(&self) -> (usize, usize) {
         (self.frames.len(), self.retained_bytes)

@@ -49,7 +49,11 @@ impl Bench {
         change(&mut cluster, &mut tuning);
         let count = cluster.nodes.len();
         let now = Micros(10_000_000);
-        let config = |node| Config::new(&cluster, &tuning, NodeIndex(node as u8), 0, 100 + node as u64).unwrap();
+        let founded = Some((0..count).map(|node| 100 + node as u64).collect::<Vec<_>>());
+        let config = |node| {
+            let config = Config::new(&cluster, &tuning, NodeIndex(node as u8), 0, 100 + node as u64).unwrap();
+            Config { founded: founded.clone(), ..config }
+        };
         let configs: Vec<Config> = (0..count).map(config).collect();
         let mut bench = Self {
             nodes: configs.iter().map(|config| WPaxos::new(config.clone(), now)).collect(),
@@ -92,7 +96,7 @@ impl Bench {
 
     fn connect(&mut self, a: usize, b: usize) {
         for (node, peer) in [(a, b), (b, a)] {
-            self.nodes[node].on_link_up(self.now, NodeIndex(peer as u8), &mut self.outs[node]);
+            self.nodes[node].on_link_up(self.now, NodeIndex(peer as u8), 100 + peer as u64, &mut self.outs[node]);
             self.flush(node);
         }
     }
@@ -241,7 +245,7 @@ fn batch_of_boot(boot: u32, owner: u64, first_seq: u64, entries: &[(u64, Ballot,
         rows.extend_from_slice(&command);
     }
     let head = BatchHead {
-        stream: StreamId { incarnation: (100 + owner).into(), boot: boot.into() },
+        stream: StreamId { incarnation: (100 + owner).into(), boot: boot.into(), version: 1.into() },
         first_seq: first_seq.into(),
         commit_from: 0.into(),
         commit_to: 0.into(),
@@ -388,7 +392,7 @@ fn refusals_stand_in_every_ack_and_every_resume() {
     let refused = vec![(1, ballot(5, 1, 1).number)];
     assert_eq!(standing(bench.take(1, 2).last().unwrap()), (3, 0, refused.clone()));
     bench.nodes[1].on_link_down(bench.now, NodeIndex(2), &mut bench.outs[1]);
-    bench.nodes[1].on_link_up(bench.now, NodeIndex(2), &mut bench.outs[1]);
+    bench.nodes[1].on_link_up(bench.now, NodeIndex(2), 102, &mut bench.outs[1]);
     bench.flush(1);
     let frames = bench.take(1, 2);
     assert_eq!((frames[0].kind, standing(&frames[0])), (Kind::Resume, (3, 0, refused)));

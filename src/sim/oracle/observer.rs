@@ -89,7 +89,8 @@ impl Observer {
             let tail = core.accepted(object.key);
             for entry in tail.iter().filter(|entry| !seen.has(entry)) {
                 self.agreement.accepted(node, key, (*entry).into())?;
-                if !entry.decided {
+                // A learner takes over what others have accepted, below whatever it has heard of.
+                if !entry.decided && core.has_vote() {
                     self.promises.accepted(node, key, entry.slot, entry.ballot)?;
                 }
             }

@@ -58,7 +58,7 @@ fn the_plans_cover_what_they_should() {
     for weather in [Weather::Calm, Weather::Unsettled, Weather::Storm] {
         assert!(share(&|plan| plan.weather == weather) > 100, "{weather:?}");
     }
-    for crashes in [Crashes::None, Crashes::ForGood, Crashes::KeepLog, Crashes::LoseMemory] {
+    for crashes in [Crashes::None, Crashes::ForGood, Crashes::KeepLog, Crashes::LoseDisk] {
         assert!(share(&|plan| plan.crashes == crashes) > 50, "{crashes:?}");
     }
     assert!(share(&|plan| plan.cluster.shards > 1) > 200 && share(&|plan| plan.cluster.zones.len() > 2) > 200);

@@ -137,7 +137,7 @@ fn what_must_wait_for_the_log_waits() {
     assert_eq!(both(Mutant::AckBeforeDurable, ack), (false, true));
     let resume = |mutant| {
         let mut bench = accepted(mutant);
-        bench.nodes[1].on_link_up(bench.now, NodeIndex(0), &mut bench.outs[1]);
+        bench.nodes[1].on_link_up(bench.now, NodeIndex(0), 100, &mut bench.outs[1]);
         leaves_early(&mut bench, 1, Kind::Resume)
     };
     assert_eq!(both(Mutant::ResumeBeforeDurable, resume), (false, true));
@@ -176,15 +176,15 @@ fn an_owner_counts_itself_when_its_log_has_the_entry() {
 fn restarted(bench: &mut Bench, mutant: Option<Mutant>) {
     let config = Config { boot: 2, mutant, ..bench.nodes[0].config.clone() };
     bench.nodes[0] = WPaxos::new(config, bench.now);
-    bench.nodes[0].on_link_up(bench.now, NodeIndex(1), &mut bench.outs[0]);
-    bench.nodes[0].on_link_up(bench.now, NodeIndex(2), &mut bench.outs[0]);
+    bench.nodes[0].on_link_up(bench.now, NodeIndex(1), 101, &mut bench.outs[0]);
+    bench.nodes[0].on_link_up(bench.now, NodeIndex(2), 102, &mut bench.outs[0]);
 }
 
 /// What node 1 says of node 0's stream: of its first boot, two entries.
 fn told_of_first_boot(bench: &mut Bench) -> Frame {
     let entries: [(u64, Ballot, &[u8]); 2] = [(1, ballot(1, 1, 1), b"a"), (2, ballot(1, 1, 1), b"b")];
     bench.give(0, 1, &batch(0, 1, &entries));
-    bench.nodes[1].on_link_up(bench.now, NodeIndex(0), &mut bench.outs[1]);
+    bench.nodes[1].on_link_up(bench.now, NodeIndex(0), 100, &mut bench.outs[1]);
     bench.flush(1);
     bench.take(1, 0).into_iter().rfind(|frame| frame.kind == Kind::Resume).unwrap()
 }
@@ -259,7 +259,7 @@ fn a_home_owner_that_was_restarted_asks_before_it_leads() {
         bench.nodes[0].config.leads_at_home = false;
         restarted(&mut bench, mutant);
         for peer in [1, 2] {
-            bench.nodes[peer].on_link_up(bench.now, NodeIndex(0), &mut bench.outs[peer]);
+            bench.nodes[peer].on_link_up(bench.now, NodeIndex(0), 100, &mut bench.outs[peer]);
             bench.flush(peer);
             bench.deliver(peer, 0);
         }
@@ -343,7 +343,7 @@ fn the_last_streams_of_an_owner_are_remembered() {
         let reached = |boot: u32| Reached {
             owner: 0,
             reserved: [0; 3],
-            stream: StreamId { incarnation: 100.into(), boot: boot.into() },
+            stream: StreamId { incarnation: 100.into(), boot: boot.into(), version: 1.into() },
             up_to: 1.into(),
         };
         (2..12).for_each(|boot| bench.nodes[1].converge.note(reached(boot)));

@@ -278,6 +278,7 @@ pub(super) fn deposed_by_a_state(mut bench: Bench) -> Bench {
     let head = StateEntryHead {
         applied: 2.into(),
         promised: bench.promised(0).number.into(),
+        promised_version: 1.into(),
         state_bytes: (encoded.len() as u32).into(),
         key_bytes: 1.into(),
         reserved: 0.into(),

@@ -103,6 +103,7 @@ impl Setup {
         let config = Config::new(&self.cluster, &self.tuning, NodeIndex(node as u8), 0, 100 + node as u64);
         let mut config = config.expect("sound quorums");
         config.mutant = self.mutant;
+        config.founded = Some((0..self.nodes()).map(|node| 100 + node as u64).collect());
         WPaxos::new(config, self.clock(0))
     }
 

@@ -300,7 +300,7 @@ impl World {
             Step::Down { at, peer } => self.see_down(setup, at, peer),
             Step::Up { at, peer } => self.turn(setup, at, |turn, now| {
                 turn.node.up[peer] = true;
-                turn.node.core.on_link_up(now, NodeIndex(peer as u8), &mut turn.out);
+                turn.node.core.on_link_up(now, NodeIndex(peer as u8), 100 + peer as u64, &mut turn.out);
             }),
             Step::Crash(at) => self.crash(at),
         }

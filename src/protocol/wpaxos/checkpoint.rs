@@ -1,0 +1,269 @@
+//! Checkpoints: what a log may begin with instead of all its records (`docs/decisions/0014-checkpoints-are-replayed-over.md`).
+//!
+//! ```text
+//! Membership | Compare (ended streams) | for each stream: StreamPlace, its AcceptBatch frames | Kept objects …
+//! ```
+//! All but the objects is as it was behind one record. The objects follow while work goes on, each as it is by then: the
+//! records behind that one are replayed over them. A replay over a later state changes nothing that matters: what is
+//! executed is not executed again, promises are at least what they were, and what was accepted is in the tail, though the
+//! replay may refuse it, which withdraws an entry at the worst.
+
+use bytes::{Bytes, BytesMut};
+use zerocopy::IntoBytes;
+
+use super::{
+    Ballot, Inbound, Object, ObjectIndex, WPaxos,
+    message::{
+        BatchHead, CompareHead, EntryHead, KeptEntry, KeptHead, Reader, Refusal, StreamId, StreamPlace, ballot_from,
+        promise_from, put_state,
+    },
+    object::{Source, TailEntry},
+};
+use crate::{
+    command::Command,
+    protocol::{Micros, RecordId},
+    topology::NodeIndex,
+    wire::{self, Frame, FrameError, Kind},
+};
+
+/// What a restore knows between two frames.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Restore {
+    /// Whose stream the next batches belong to, and the last number that it had taken.
+    stream: Option<(NodeIndex, u64)>,
+    /// Undecided entries that belong to no stream any more: to be finished when the replay has ended.
+    open: Vec<(ObjectIndex, u64, Ballot)>,
+}
+
+/// Writing.
+impl WPaxos {
+    /// Everything that is no object, as it is now.
+    pub(super) fn put_standing(&self, frames: &mut Vec<Bytes>) {
+        frames.push(self.membership_frame());
+        let reached = self.converge.ended();
+        let head = CompareHead { answers: 0, settled: 1, reserved: [0; 2] };
+        frames.push(self.own_frame(Kind::Compare, &[head.as_bytes(), reached.as_bytes()].concat()));
+        self.put_own_stream(frames);
+        for (owner, inbound) in self.inbound.iter().enumerate() {
+            let Some(stream) = inbound.id else { continue };
+            let (last_seq, watermark) = (inbound.last_seq, inbound.watermark);
+            let place = place_of(owner, stream, last_seq, watermark, inbound.behind_from, inbound.refusals.len());
+            let mut body = place.as_bytes().to_vec();
+            for (seq, ballot) in &inbound.refusals {
+                let refusal = Refusal { seq: (*seq).into(), ballot: ballot.number.into() };
+                body.extend_from_slice(refusal.as_bytes());
+            }
+            frames.push(self.own_frame(Kind::StreamPlace, &body));
+            frames.extend(inbound.kept_frames().cloned());
+        }
+    }
+
+    /// This node's own stream, as a replay of its records would have taken it.
+    fn put_own_stream(&self, frames: &mut Vec<Bytes>) {
+        let (announced, sealed) = (self.stream.announced(), self.stream.sealed_seq());
+        if sealed == 0 {
+            return;
+        }
+        let place = place_of(self.config.me.index(), self.stream.id, sealed, announced, 0, 0);
+        frames.push(self.own_frame(Kind::StreamPlace, place.as_bytes()));
+        frames.extend(self.stream.frames_behind(announced).cloned());
+    }
+
+    fn own_frame(&self, kind: Kind, body: &[u8]) -> Bytes {
+        wire::frame(kind, self.config.shard, self.config.version, body)
+    }
+
+    /// Objects from a place on, about so many bytes of them.
+    pub(super) fn put_objects(&self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
+        let mut place = usize::try_from(cursor).expect("a place in memory");
+        let mut buffer = BytesMut::new();
+        wire::begin(&mut buffer);
+        while place < self.objects.len() && buffer.len() < bytes {
+            let known = &self.objects[ObjectIndex(place as u32)];
+            place += 1;
+            if known.applied > 0 || known.promised != Ballot::ZERO {
+                self.put_object(&mut buffer, known);
+            }
+        }
+        wire::finish(&mut buffer, 0, Kind::Kept, self.config.shard, self.config.version);
+        (buffer.freeze(), (place < self.objects.len()).then_some(place as u64))
+    }
+
+    fn put_object(&self, buffer: &mut BytesMut, known: &Object) {
+        let start = buffer.len();
+        let mut head = KeptHead {
+            promised: known.promised.number.into(),
+            promised_version: known.promised.version.into(),
+            applied: known.applied.into(),
+            state_bytes: 0.into(),
+            tail: (known.tail.len() as u32).into(),
+            key_bytes: (known.key.len() as u16).into(),
+            reserved: [0; 6],
+        };
+        buffer.extend_from_slice(head.as_bytes());
+        buffer.extend_from_slice(&known.key);
+        head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+        buffer[start..start + size_of::<KeptHead>()].copy_from_slice(head.as_bytes());
+        for entry in known.tail.iter() {
+            let (owner, seq) = match entry.source {
+                Source::Own(seq) => (self.config.me.0, seq),
+                Source::Stream(node, seq) => (node.0, seq),
+                Source::Held(_) => (0, 0),
+            };
+            let command = self.source_command(&entry.source).bytes();
+            let head = KeptEntry {
+                slot: entry.slot.into(),
+                ballot: entry.ballot.number.into(),
+                ballot_version: entry.ballot.version.into(),
+                command_bytes: (command.len() as u32).into(),
+                seq: seq.into(),
+                owner,
+                decided: entry.decided.into(),
+                reserved: [0; 6],
+            };
+            buffer.extend_from_slice(head.as_bytes());
+            buffer.extend_from_slice(command);
+        }
+    }
+}
+
+/// Reading.
+impl WPaxos {
+    pub(super) fn restore(&mut self, now: Micros, bytes: &Bytes) -> Result<(), FrameError> {
+        if wire::frame_bytes(bytes)? != Some(bytes.len()) {
+            return Err(FrameError::Partial(bytes.len()));
+        }
+        let frame = wire::parse(bytes.clone())?;
+        if frame.shard != self.config.shard {
+            return Err(self.refuse(&frame, "it belongs to another shard"));
+        }
+        match frame.kind {
+            Kind::Membership => self.take_membership(now, &frame, false),
+            _ if frame.config_version != self.config.version => {
+                Err(self.refuse(&frame, "it belongs to another configuration version"))
+            }
+            Kind::Compare => self.replay_reached(&frame),
+            Kind::StreamPlace => self.restore_place(&frame),
+            Kind::AcceptBatch => self.restore_batch(&frame),
+            Kind::Kept => self.restore_objects(now, &frame),
+            _ => Err(self.refuse(&frame, "no checkpoint holds this kind")),
+        }
+    }
+
+    fn restore_place(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let place: StreamPlace = *reader.take()?;
+        let refusals: &[Refusal] = reader.take_many(place.refusals.get() as usize)?;
+        reader.zero(place.reserved)?;
+        let owner = usize::from(place.owner);
+        if owner >= self.links.len() || place.watermark.get() > place.last_seq.get() || !reader.is_empty() {
+            return Err(reader.wrong("it is no place in a stream"));
+        }
+        let mut inbound = Inbound::of(place.stream);
+        (inbound.watermark, inbound.last_seq) = (place.watermark.get(), place.watermark.get());
+        inbound.behind_from = place.behind_from.get();
+        for refusal in refusals {
+            let ballot = ballot_from(&reader, frame.config_version, refusal.ballot)?;
+            inbound.refusals.push((refusal.seq.get(), ballot));
+        }
+        self.inbound[owner] = inbound;
+        self.restore.stream = Some((NodeIndex(place.owner), place.last_seq.get()));
+        Ok(())
+    }
+
+    /// A frame of the stream that was named last: its entries that the watermark had not passed. What this node made of them
+    /// is in the refusals and in tails.
+    fn restore_batch(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        let head: &BatchHead = reader.take()?;
+        let Some((owner, last_seq)) = self.restore.stream else {
+            return Err(reader.wrong("it belongs to no stream"));
+        };
+        self.inbound[owner.index()].push_frame(&frame.bytes);
+        for number in 0..u64::from(head.entries.get()) {
+            let entry: &EntryHead = reader.take()?;
+            let offset = reader.offset();
+            let bytes = reader.bytes(entry.command_bytes.get() as usize)?;
+            let command = Command::parse(bytes).map_err(|_| reader.wrong("an entry holds no valid command"))?;
+            let ballot = ballot_from(&reader, frame.config_version, entry.ballot)?;
+            let seq = head.first_seq.get() + number;
+            if seq == self.inbound[owner.index()].last_seq + 1 && seq <= last_seq {
+                let object = self.object_of(command.key());
+                let slot = entry.slot.get();
+                self.inbound[owner.index()].push(object, slot, ballot, offset, command.bytes().len());
+            }
+        }
+        self.inbound[owner.index()].settle_frames();
+        Ok(())
+    }
+
+    fn restore_objects(&mut self, now: Micros, frame: &Frame) -> Result<(), FrameError> {
+        let mut reader = Reader::new(frame);
+        while !reader.is_empty() {
+            let head: KeptHead = *reader.take()?;
+            reader.zero(head.reserved)?;
+            let key = reader.key(head.key_bytes)?;
+            let state = reader.state()?;
+            let promised = promise_from(&reader, head.promised_version, head.promised)?;
+            let applied = reader.number(head.applied)?;
+            let object = self.object_of(key);
+            let known = &mut self.objects[object];
+            (known.promised, known.applied, known.state) = (promised.max(known.promised), applied, state);
+            for _ in 0..head.tail.get() {
+                self.restore_entry(now, object, &mut reader)?;
+            }
+            self.note_version(object);
+        }
+        Ok(())
+    }
+
+    fn restore_entry(&mut self, now: Micros, object: ObjectIndex, reader: &mut Reader<'_>) -> Result<(), FrameError> {
+        let head: KeptEntry = *reader.take()?;
+        reader.zero(head.reserved)?;
+        let bytes = reader.bytes(head.command_bytes.get() as usize)?;
+        Command::parse(bytes).map_err(|_| reader.wrong("a tail entry holds no valid command"))?;
+        let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
+        let (slot, decided) = (reader.number(head.slot)?, head.decided == 1);
+        let owner = NodeIndex(head.owner);
+        let streams = self.inbound.get(owner.index());
+        let in_stream = streams.is_some_and(|inbound| inbound.has(head.seq.get(), object, slot, ballot));
+        let source = match in_stream && !decided {
+            true => Source::Stream(owner, head.seq.get()),
+            false => Source::Held(Box::new(Bytes::copy_from_slice(bytes))),
+        };
+        if decided {
+            self.note_gap(now, object);
+        } else if !in_stream {
+            self.restore.open.push((object, slot, ballot));
+        }
+        self.objects[object].tail.put(TailEntry { slot, ballot, decided, source });
+        Ok(())
+    }
+
+    pub(super) fn finish_restore(&mut self, record: RecordId) {
+        self.restore.stream = None;
+        self.logged = record;
+    }
+
+    /// Entries that came without their streams, and that the replay has not made part of one again, are orphans.
+    pub(super) fn finish_restored(&mut self, now: Micros) {
+        for (object, slot, ballot) in std::mem::take(&mut self.restore.open) {
+            let entry = self.objects[object].tail.get_mut(slot);
+            if entry.is_some_and(|entry| matches!(entry.source, Source::Held(_))) {
+                self.orphan_withdrawn(now, object, slot, ballot);
+            }
+        }
+    }
+}
+
+fn place_of(owner: usize, stream: StreamId, last: u64, watermark: u64, behind: u64, refusals: usize) -> StreamPlace {
+    StreamPlace {
+        stream,
+        last_seq: last.into(),
+        watermark: watermark.into(),
+        behind_from: behind.into(),
+        refusals: (refusals as u32).into(),
+        owner: owner as u8,
+        reserved: [0; 3],
+    }
+}
