@@ -8,6 +8,9 @@
 //! | 4 | the environment does not allow it: locked memory, io_uring, an address that is not ours |
 //! | 5 | refused: by peers, because this replica has lost its state; by the master, because its id is alive |
 //! | 6 | a second signal came before the replica had stopped |
+//! | 7 | the data directory is refused: another node's, another format, in use |
+//! | 8 | the disk: it is full, or reading or writing failed |
+//! | 9 | the log or a checkpoint is damaged |
 //! | 70 | a bug |
 
 use std::{io, net::SocketAddr};
@@ -32,6 +35,15 @@ pub enum Failure {
     /// The peers, or the master, will not have it.
     #[error("{0}")]
     Refused(String),
+    /// The data directory cannot be this node's.
+    #[error("{0}")]
+    DataDirectory(String),
+    /// The disk does not take or give what it should.
+    #[error("{0}")]
+    Disk(String),
+    /// What the disk holds is not what was written.
+    #[error("{0}")]
+    Damaged(String),
     /// A bug.
     #[error("{0}; this is a bug")]
     Bug(String),
@@ -56,6 +68,9 @@ impl Failure {
             Self::AddressInUse(_) => 3,
             Self::Environment(_) => 4,
             Self::Refused(_) => 5,
+            Self::DataDirectory(_) => 7,
+            Self::Disk(_) => 8,
+            Self::Damaged(_) => 9,
             Self::Bug(_) => EXIT_BUG,
         }
     }

@@ -16,6 +16,7 @@
 //! | [`config`] | the files that operators write: reading and checking them |
 //! | [`protocol`] | the sans-IO `Protocol` trait and WPaxos behind it |
 //! | [`wire`] | frames: headers, checksums, splitting a byte stream without copying it |
+//! | `wal` | the write-ahead log of a shard: groups in recycled segments, recovery, checkpoints; the data directory |
 //! | [`api`] | what clients speak: native frames, HTTP |
 //! | [`shard`] | the executor of one core: event loop, peer links, batching, timers, mailboxes |
 //! | [`server`], [`local`] | one replica; a whole cluster in one process |
@@ -38,6 +39,7 @@ pub mod linear;
 pub mod local;
 pub mod master;
 pub mod mutant;
+pub(crate) mod notify;
 pub mod protocol;
 pub mod quorum;
 pub mod server;
@@ -47,4 +49,5 @@ pub mod sim;
 pub mod store;
 pub mod topology;
 pub mod tuning;
+pub(crate) mod wal;
 pub mod wire;

@@ -1,7 +1,9 @@
 //! A whole cluster in one process, on loopback: for trying out and for tests.
 
 use std::{
+    fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -12,7 +14,7 @@ use crate::{
     server::{Server, ServerHandle, ServerOptions, Threads},
     shard::ShardContext,
     topology::{Cluster, HistoryBounds, HttpSettings, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
-    tuning::Tuning,
+    tuning::{Durability, Tuning},
 };
 
 /// How long the nodes have to find each other.
@@ -33,6 +35,11 @@ pub struct LocalOptions {
     pub shards: u16,
     /// The knobs of all nodes.
     pub tuning: Tuning,
+    /// What a record must have survived before anything that depends on it leaves a node.
+    pub durability: Durability,
+    /// Where the nodes have their data directories, `1.1` and so on; without it, a directory of the system's for temporary files
+    /// that is removed at the end. Nowhere with [`Durability::None`].
+    pub data: Option<PathBuf>,
     /// The quorum system; that of [`QuorumSpec::default_for`] if `None`.
     pub quorum: Option<QuorumSpec>,
     /// Who owns what nobody has taken.
@@ -70,7 +77,7 @@ pub enum LocalHttp {
 }
 
 impl Default for LocalOptions {
-    /// Three zones of one node with one shard.
+    /// Three zones of one node with one shard, which keep nothing.
     fn default() -> Self {
         Self {
             name: "local".to_owned(),
@@ -78,6 +85,8 @@ impl Default for LocalOptions {
             nodes: 1,
             shards: 1,
             tuning: Tuning::default(),
+            durability: Durability::None,
+            data: None,
             quorum: None,
             initial_owner: InitialOwner::default(),
             steal: StealPolicy::default(),
@@ -121,6 +130,9 @@ impl LocalOptions {
             && base < usize::from(http) + nodes
         {
             format!("{nodes} HTTP ports from {http} and {} ports from {base} overlap", self.sockets())
+        } else if let (Durability::None, Some(data)) = (self.durability, &self.data) {
+            let data = data.display();
+            format!("durability none keeps nothing, so it cannot use {data}: leave that out, or choose sync or async")
         } else if let Some(wan) = self.wan.as_ref().filter(|wan| wan.zones() != usize::from(self.zones)) {
             format!("the distances are between {} zones; the cluster has {}", wan.zones(), self.zones)
         } else {
@@ -178,6 +190,15 @@ impl LocalOptions {
 pub struct LocalCluster {
     cluster: Arc<Cluster>,
     servers: Vec<ServerHandle>,
+    durability: Durability,
+    /// After the servers: they are gone when it goes.
+    data: Option<Data>,
+}
+
+/// Where the nodes keep their state.
+struct Data {
+    path: PathBuf,
+    temporary: bool,
 }
 
 impl LocalCluster {
@@ -224,12 +245,16 @@ impl LocalCluster {
         let tuning = Arc::new(options.tuning.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = options.threads.unwrap_or(cores).clamp(1, options.sockets());
+        let data = Data::of(options)?;
         let threads = Threads::start(&options.name, count, &tuning)?;
-        let mut local = Self { cluster: Arc::clone(&cluster), servers: Vec::new() };
+        let (durability, servers) = (options.durability, Vec::new());
+        let mut local = Self { cluster: Arc::clone(&cluster), servers, durability, data };
         for member in &cluster.nodes {
             let mut server = ServerOptions::new(Arc::clone(&cluster), member.id, Arc::clone(&tuning));
             server.threads = Some(threads.clone());
             server.stop = Arc::clone(&options.stop);
+            server.durability = options.durability;
+            server.data = local.data.as_ref().map(|data| data.path.join(member.id.to_string()));
             local.servers.push(start(server)?);
         }
         local.wait_for_links()?;
@@ -276,6 +301,17 @@ impl LocalCluster {
         self.cluster.nodes.iter().filter_map(|member| member.http).collect()
     }
 
+    /// What its nodes keep, and where, for people.
+    pub fn kept(&self) -> String {
+        match &self.data {
+            None => "state is in memory and is lost on exit".to_owned(),
+            Some(Data { path, temporary }) => {
+                let end = if *temporary { ", removed on exit" } else { "" };
+                format!("durability {}, in {}{end}", self.durability, path.display())
+            }
+        }
+    }
+
     /// Stops one node, as if it had been told to; the others go on.
     ///
     /// # Errors
@@ -314,6 +350,41 @@ impl LocalCluster {
             }
         }
         result
+    }
+}
+
+impl Data {
+    fn of(options: &LocalOptions) -> Result<Option<Self>, Failure> {
+        if options.durability == Durability::None {
+            return Ok(None);
+        }
+        if let Some(path) = &options.data {
+            return Ok(Some(Self { path: path.clone(), temporary: false }));
+        }
+        let mut number = 0;
+        loop {
+            let path = std::env::temp_dir().join(format!("wpaxos-{}-{number}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Some(Self { path, temporary: true })),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => {
+                    let path = path.display();
+                    return Err(Failure::Environment(format!(
+                        "{path}: cannot be made: {error}; name a directory (--data DIR)"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if self.temporary
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(directory = %self.path.display(), "not removed: {error}");
+        }
     }
 }
 

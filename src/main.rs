@@ -17,7 +17,7 @@ use wpaxos::{
     master::{self, MasterArgs, MasterError, Place, Registration},
     server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
     topology::{HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
-    tuning::Tuning,
+    tuning::{Durability, Tuning},
 };
 
 const EXIT_CODES: &str = "\
@@ -28,6 +28,9 @@ Exit codes:
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
   5   refused: by the peers (it has lost its state), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
+  7   the data directory is refused: another node's, another format, in use
+  8   the disk: it is full, or reading or writing failed
+  9   the log or a checkpoint is damaged
   70  a bug";
 
 /// A thread-per-core WPaxos key-value store.
@@ -91,9 +94,19 @@ struct ServerArgs {
     /// The protocol; all replicas of a cluster run the same.
     #[arg(long, alias = "algorithm", value_name = "NAME", default_value = "wpaxos")]
     protocol: ProtocolName,
-    /// What survives the process.
-    #[arg(long, value_name = "MODE", default_value = "none")]
-    durability: Durability,
+    /// The directory that this node keeps its state in; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    durability: DurabilityArg,
+}
+
+#[derive(Args)]
+struct DurabilityArg {
+    /// What an answer waits for: `sync`, until it survives a crash of the machine; `async`, of the process; `none` keeps
+    /// nothing.
+    #[arg(long = "durability", value_name = "MODE", default_value = "sync")]
+    mode: Durability,
 }
 
 /// What the replicas of a cluster agree by.
@@ -101,17 +114,6 @@ struct ServerArgs {
 enum ProtocolName {
     /// Multi-leader Paxos with flexible quorums and object stealing.
     Wpaxos,
-}
-
-/// What survives the process.
-#[derive(Clone, Copy, ValueEnum)]
-enum Durability {
-    /// Nothing: state is in memory.
-    None,
-    /// Not available yet.
-    Async,
-    /// Not available yet.
-    Sync,
 }
 
 #[derive(Args)]
@@ -137,6 +139,11 @@ struct LocalArgs {
     /// Keep earlier values of keys, for /history: up to 1000 of a key, and 64 MiB in a shard.
     #[arg(long)]
     history: bool,
+    /// Where the nodes keep their state, in DIR/1.1 and so on [default: a directory for temporary files, removed on exit]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    durability: DurabilityArg,
     /// The tuning file of all nodes; built-in defaults without one.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -228,9 +235,19 @@ fn start_log(level: LogLevel) {
 }
 
 fn server(args: ServerArgs) -> Result<(), Failure> {
-    if let Durability::Async | Durability::Sync = args.durability {
-        let message = "--durability: only `none` is available yet: state is in memory and is lost on exit";
-        return Err(Failure::Config(message.to_owned()));
+    let durability = args.durability.mode;
+    match (&args.data, durability) {
+        (None, Durability::Sync | Durability::Async) => {
+            return Err(Failure::Config(format!(
+                "--durability {durability} needs a place: name one with --data DIR, or give --durability none, which keeps \
+                 state in memory and loses it on exit"
+            )));
+        }
+        (Some(_), Durability::None) => {
+            let text = "--durability none keeps nothing: leave out --data, or choose sync or async";
+            return Err(Failure::Config(text.to_owned()));
+        }
+        _ => {}
     }
     let ProtocolName::Wpaxos = args.protocol;
     let stop = signals()?;
@@ -252,6 +269,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
     raise_open_files_limit(&cluster);
     let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning));
     options.stop = stop;
+    (options.durability, options.data) = (durability, args.data);
     let server = Server::start(options)?;
     if let Some(registration) = registration {
         registration.up();
@@ -272,6 +290,8 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         nodes: args.nodes,
         shards: args.shards,
         tuning: tuning(args.tuning)?,
+        durability: args.durability.mode,
+        data: args.data,
         quorum: match args.quorum {
             QuorumName::Floor => None,
             QuorumName::Grid => Some(QuorumSpec::Grid),
@@ -303,7 +323,7 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
 
 fn print_local(local: &LocalCluster) {
     let cluster = local.cluster();
-    println!("cluster '{}' is up; state is in memory and is lost on exit", cluster.name);
+    println!("cluster '{}' is up; {}", cluster.name, local.kept());
     for member in &cluster.nodes {
         let addresses: Vec<_> = member.shards.iter().map(ToString::to_string).collect();
         let http = member.http.map(|http| format!("  http://{http}")).unwrap_or_default();

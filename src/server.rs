@@ -2,9 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,7 +21,8 @@ use crate::{
     quorum::Quorums,
     shard::{Executor, Host, Node, ShardContext, spawn},
     topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
-    tuning::Tuning,
+    tuning::{Durability, Tuning},
+    wal::{DataDir, Identity},
 };
 
 /// What a replica needs to know.
@@ -33,6 +34,10 @@ pub struct ServerOptions {
     pub node: NodeId,
     /// Its knobs.
     pub tuning: Arc<Tuning>,
+    /// What a record must have survived before anything that depends on it leaves the node.
+    pub durability: Durability,
+    /// The node's data directory, which is made if it is not there; there is none with [`Durability::None`], and one else.
+    pub data: Option<PathBuf>,
     /// Where its shards run; threads of its own if `None`.
     pub threads: Option<Threads>,
     /// Set from outside to stop it, by a signal for example.
@@ -42,9 +47,16 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// A replica that is alone in its process.
+    /// A replica that is alone in its process, and keeps nothing.
     pub fn new(cluster: Arc<Cluster>, node: NodeId, tuning: Arc<Tuning>) -> Self {
-        Self { cluster, node, tuning, threads: None, stop: Arc::default(), facts: BTreeMap::new() }
+        let (durability, stop, facts) = (Durability::None, Arc::default(), BTreeMap::new());
+        Self { cluster, node, tuning, durability, data: None, threads: None, stop, facts }
+    }
+
+    /// A replica that is alone in its process, and keeps its state in a directory of its own.
+    pub fn durable(cluster: Arc<Cluster>, node: NodeId, tuning: Arc<Tuning>, data: impl Into<PathBuf>) -> Self {
+        let (durability, data) = (Durability::default(), Some(data.into()));
+        Self { durability, data, ..Self::new(cluster, node, tuning) }
     }
 }
 
@@ -107,16 +119,20 @@ impl Server {
         P: Protocol + 'static,
         F: Fn(ShardContext) -> P + Send + Clone + 'static,
     {
-        let ServerOptions { cluster, node: id, tuning, threads, stop, facts } = options;
+        let ServerOptions { cluster, node: id, tuning, durability, data, threads, stop, facts } = options;
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
         let addresses = cluster.member(index).shards.clone();
         for address in addresses.iter().chain(&cluster.member(index).http) {
             check_free(*address)?;
         }
+        let identity = Identity::of(&cluster, index, &quorums.describe());
+        let incarnation = identity.incarnation();
+        let data = open_data(data.as_deref(), durability, identity, &tuning)?;
         let threads = threads.map_or_else(|| Threads::start(&id.to_string(), addresses.len(), &tuning), Ok)?;
         let mut all_facts = facts_of(&cluster, index, &tuning, &threads);
         all_facts.insert("quorum".to_owned(), quorums.describe());
+        all_facts.insert("durability".to_owned(), data.as_ref().map_or("none".to_owned(), DataDir::describe));
         all_facts.extend(facts);
         tracing::info!(
             node = %id,
@@ -127,10 +143,21 @@ impl Server {
             pinning = %all_facts["pinning"],
             quorum = %all_facts["quorum"],
             tuning = %tuning.name,
-            "starting; durability none: state is in memory and is lost on exit"
+            boot = data.as_ref().map_or(1, DataDir::boot),
+            "starting; durability {}",
+            data.as_ref().map_or_else(|| "none: state is in memory and is lost on exit".to_owned(), DataDir::place)
         );
-        let node = Arc::new(Node::new(cluster, tuning, index, random_incarnation(id), all_facts, stop));
-        let mut handle = ServerHandle { node: Arc::clone(&node), executors: Vec::with_capacity(addresses.len()) };
+        let shards = 0..cluster.shards;
+        let node = match &data {
+            Some(data) => {
+                let logs = shards.map(|shard| data.log_spec(shard, &tuning.log)).collect();
+                Node::new(cluster, tuning, index, data.incarnation(), all_facts, stop).logged(data.boot(), logs)
+            }
+            None => Node::new(cluster, tuning, index, incarnation, all_facts, stop),
+        };
+        let node = Arc::new(node);
+        let executors = Vec::with_capacity(addresses.len());
+        let mut handle = ServerHandle { node: Arc::clone(&node), executors, data };
         for shard in 0..addresses.len() {
             handle.executors.push(spawn(Arc::clone(&node), ShardId(shard as u16), threads.next(), make.clone()));
         }
@@ -143,6 +170,7 @@ impl Server {
 pub struct ServerHandle {
     node: Arc<Node>,
     executors: Vec<Executor>,
+    data: Option<DataDir>,
 }
 
 impl ServerHandle {
@@ -202,7 +230,14 @@ impl ServerHandle {
 
     fn join(&mut self) -> Result<(), Failure> {
         self.executors.drain(..).for_each(Executor::join);
-        self.node.take_failure().map_or(Ok(()), Err)
+        let data = self.data.take();
+        if let Some(failure) = self.node.take_failure() {
+            return Err(failure);
+        }
+        match data {
+            Some(data) if self.node.all_logs_closed() => data.stopped_well(),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -285,6 +320,28 @@ pub fn raise_open_files_limit(cluster: &Cluster) {
     }
 }
 
+/// The data directory, if there is to be one.
+fn open_data(
+    path: Option<&Path>,
+    durability: Durability,
+    identity: Identity,
+    tuning: &Tuning,
+) -> Result<Option<DataDir>, Failure> {
+    match (path, durability) {
+        (None, Durability::None) => Ok(None),
+        (Some(path), Durability::Sync | Durability::Async) => {
+            DataDir::open(path, identity, durability, &tuning.log).map(Some)
+        }
+        (None, _) => Err(Failure::Config(format!(
+            "durability {durability} needs a data directory: name one (--data DIR), or keep nothing (--durability none)"
+        ))),
+        (Some(path), Durability::None) => Err(Failure::Config(format!(
+            "durability none keeps nothing, so it cannot use the data directory {}: leave that out, or choose sync or async",
+            path.display()
+        ))),
+    }
+}
+
 fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
     let known: Vec<_> = cluster.nodes.iter().map(|member| member.id.to_string()).collect();
     Failure::Config(format!("the cluster '{}' has no node {id}; it has {}", cluster.name, known.join(", ")))
@@ -341,7 +398,6 @@ fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, threads: &Thre
             ("initial_owner", format!("{:?}", cluster.initial_owner)),
             ("steal", steal),
             ("wan", if cluster.wan.is_some() { "emulated" } else { "none" }.to_owned()),
-            ("durability", "none".to_owned()),
             ("tuning", tuning.name.clone()),
             ("pinning", threads.describe()),
         ]
@@ -351,16 +407,10 @@ fn facts_of(cluster: &Cluster, index: NodeIndex, tuning: &Tuning, threads: &Thre
 
 /// The protocol of a shard as replicas run it.
 fn wpaxos(context: ShardContext) -> WPaxos {
-    let ShardContext { cluster, tuning, node, shard, incarnation, now, .. } = context;
+    let ShardContext { cluster, tuning, node, shard, incarnation, boot, now, .. } = context;
     let config = Config::new(&cluster, &tuning, node, shard.0, incarnation);
-    WPaxos::new(config.expect("the quorums were checked before the shards were started"), now)
-}
-
-/// A number that no other start of this node has. The standard library's hash keys come from the system's random source.
-fn random_incarnation(id: NodeId) -> u64 {
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_u8(id.zone);
-    hasher.write_u8(id.node);
-    hasher.write_u32(std::process::id());
-    hasher.finish().max(1)
+    let mut config = config.expect("the quorums were checked before the shards were started");
+    config.boot = boot as u32;
+    config.leads_at_home = boot == 1;
+    WPaxos::new(config, now)
 }

@@ -3,6 +3,8 @@
 //! What is here may differ from node to node and from run to run without endangering anything but speed; what all
 //! members must agree on is in [`crate::topology::Cluster`]. Units end the names: `_us` is microseconds, `_bytes` bytes.
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 
 /// All knobs of a replica. [`Tuning::load`] reads them from a file, [`Tuning::check`] says whether they can be as they are.
@@ -19,6 +21,8 @@ pub struct Tuning {
     pub flow: Flow,
     /// When to try again, to suspect, to give up.
     pub timers: Timers,
+    /// The write-ahead log.
+    pub log: LogTuning,
     /// Socket options.
     pub sockets: Sockets,
     /// Cores and the memory of their rings.
@@ -34,6 +38,7 @@ impl Default for Tuning {
             batch: Batch::default(),
             flow: Flow::default(),
             timers: Timers::default(),
+            log: LogTuning::default(),
             sockets: Sockets::default(),
             placement: Placement::default(),
         }
@@ -171,6 +176,72 @@ impl Default for Timers {
             reconnect_min_us: 20_000,
             reconnect_max_us: 1_000_000,
             stop_grace_us: 500_000,
+        }
+    }
+}
+
+/// What must have happened to a record before anything that depends on it leaves a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// It is on stable storage: it survives a crash of the machine.
+    #[default]
+    Sync,
+    /// The operating system has it: it survives a crash of the process, and is synced in the background.
+    Async,
+    /// Nothing: there is no log, and state is lost with the process.
+    None,
+}
+
+impl Durability {
+    /// As on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Async => "async",
+            Self::None => "none",
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Durability {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = [Self::Sync, Self::Async, Self::None];
+        let found = known.into_iter().find(|mode| mode.name() == name);
+        found.ok_or_else(|| format!("'{name}' is none of sync, async, none"))
+    }
+}
+
+/// The write-ahead log of each shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogTuning {
+    /// Size of a segment, in bytes, a multiple of 4096. Segments are filled with zeros before they are used, and used again.
+    pub segment_bytes: usize,
+    /// Bytes of records at which a group is closed: what is written at once. At most a segment.
+    pub group_bytes_max: usize,
+    /// In mode `async`, what was written is synced at least this often, in microseconds.
+    pub sync_interval_us: u64,
+    /// A checkpoint is written when the log has grown by so many bytes since the last one, or by the last one's size if
+    /// that is more.
+    pub checkpoint_log_bytes: u64,
+}
+
+impl Default for LogTuning {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 16 << 20,
+            group_bytes_max: 1 << 20,
+            sync_interval_us: 100_000,
+            checkpoint_log_bytes: 64 << 20,
         }
     }
 }

@@ -130,13 +130,15 @@ fn what_is_wrong_is_named_and_has_its_exit_code() {
     let config = file("cluster.toml", &node(&free.to_string()));
     let in_use = file("in-use.toml", &node(&taken));
     let tuning = file("tuning.toml", "[batch]\nlinger_ms = 5\n");
-    let cases: [(&[&str], i32, &str); 6] = [
-        (&["--id", "4.1", "--config", &config], 2, "4.1"),
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["--id", "4.1", "--config", &config, "--durability", "none"], 2, "4.1"),
         (&["--id", "four", "--config", &config], 2, "four"),
-        (&["--id", "1.1", "--config", "no-such.toml"], 2, "no-such.toml"),
-        (&["--id", "1.1", "--config", &in_use], 3, &taken),
-        (&["--id", "1.1", "--config", &config, "--tuning", &tuning], 2, "linger_ms"),
-        (&["--id", "1.1", "--config", &config, "--durability", "sync"], 2, "--durability"),
+        (&["--id", "1.1", "--config", "no-such.toml", "--durability", "none"], 2, "no-such.toml"),
+        (&["--id", "1.1", "--config", &in_use, "--durability", "none"], 3, &taken),
+        (&["--id", "1.1", "--config", &config, "--durability", "none", "--tuning", &tuning], 2, "linger_ms"),
+        (&["--id", "1.1", "--config", &config], 2, "--data DIR, or give --durability none"),
+        (&["--id", "1.1", "--config", &config, "--durability", "none", "--data", "d"], 2, "leave out --data"),
+        (&["--id", "1.1", "--config", &config, "--durability", "fsync"], 2, "none of sync, async, none"),
     ];
     for (args, code, named) in cases {
         let (found, said) = Process::start([&["server"][..], args].concat()).ended();

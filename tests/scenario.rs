@@ -45,7 +45,7 @@ impl Scene {
     }
 
     fn server(&self, id: &str) -> Process {
-        Process::start(["server", "--master", &self.master, "--id", id])
+        Process::start(["server", "--master", &self.master, "--id", id, "--durability", "none"])
     }
 
     fn servers(&self) -> Vec<Process> {
@@ -228,7 +228,8 @@ fn what_is_wrong_on_the_command_line_of_a_master_is_named_and_has_its_exit_code(
     let (code, said) = Process::start(unknown).ended();
     assert!(code == Some(2) && said.contains("epaxos") && said.contains("possible values: wpaxos"), "{said}");
     for master in ["a b", "127.0.0.1:http"] {
-        let (code, said) = Process::start(["server", "--id", "1.1", "--master", master]).ended();
+        let (code, said) =
+            Process::start(["server", "--id", "1.1", "--master", master, "--durability", "none"]).ended();
         assert!(code == Some(2) && said.contains(master), "{said}");
     }
 }
@@ -252,8 +253,8 @@ fn a_paxi_configuration_serves_as_it_is() {
     let toml = String::from_utf8(converted.stdout).unwrap();
     assert_eq!(Cluster::parse(&toml, Path::new("c.toml")).unwrap(), Cluster::load(config).unwrap());
 
-    let _servers: Vec<Process> =
-        ["1.1", "2.1", "3.1"].iter().map(|id| Process::start(["server", "--id", id, "--config", config])).collect();
+    let server = |id| Process::start(["server", "--id", id, "--config", config, "--durability", "none"]);
+    let _servers = ["1.1", "2.1", "3.1"].map(server);
     let mut client = support::client(&native, 2);
     support::put_at_last(&mut client, b"17", b"from Paxi's file");
     assert_eq!(client.get(b"17").unwrap().unwrap().0, b"from Paxi's file");

@@ -36,12 +36,12 @@ const UNFINISHED: &[&str] = &[concat!("to", "do!"), concat!("unimpl", "emented!"
 
 /// Modules of the library, from the ground up. A module imports from rows below its own only.
 const LAYERS: &[&[&str]] = &[
-    &["topology", "tuning", "failure", "mutant"],
+    &["topology", "tuning", "failure", "mutant", "notify"],
     &["command", "quorum"],
     &["store", "linear"],
     &["wire"],
     &["protocol"],
-    &["api", "config"],
+    &["api", "config", "wal"],
     &["shard", "client"],
     &["server", "master", "sim"],
     &["local", "cmd"],

@@ -49,7 +49,12 @@ impl Tuning {
         if self.name.trim().is_empty() {
             return Err(FieldError::new("name", "is empty: reports name the tuning by it"));
         }
-        let bounds = self.batch_and_flow_bounds().into_iter().chain(self.timer_bounds()).chain(self.system_bounds());
+        let bounds = self
+            .batch_and_flow_bounds()
+            .into_iter()
+            .chain(self.timer_bounds())
+            .chain(self.system_bounds())
+            .chain(self.log_bounds());
         for (key, value, min, max) in bounds {
             if !(min..=max).contains(&value) {
                 return Err(FieldError::new(key, format!("{value} must be from {min} to {max}")));
@@ -75,6 +80,11 @@ impl Tuning {
                 let problem = format!("{bytes} must be 0, which leaves it to the kernel, or from 4096 to {}", 1 << 30);
                 return Err(FieldError::new(key, problem));
             }
+        }
+        if !self.log.segment_bytes.is_multiple_of(4096) {
+            let next = self.log.segment_bytes.next_multiple_of(4096);
+            let problem = format!("{} must be a multiple of 4096, as in {next}", self.log.segment_bytes);
+            return Err(FieldError::new("log.segment_bytes", problem));
         }
         if !self.placement.ring_depth.is_power_of_two() {
             let next = self.placement.ring_depth.next_power_of_two();
@@ -144,7 +154,18 @@ impl Tuning {
         ]
     }
 
-    fn relations(&self) -> [AtMost; 9] {
+    fn log_bounds(&self) -> [Bounds; 4] {
+        let log = &self.log;
+        [
+            ("log.segment_bytes", log.segment_bytes as u64, 65_536, 1 << 30),
+            ("log.group_bytes_max", log.group_bytes_max as u64, 4096, 64 << 20),
+            ("log.sync_interval_us", log.sync_interval_us, 1000, 60_000_000),
+            ("log.checkpoint_log_bytes", log.checkpoint_log_bytes, 65_536, MEMORY_BYTES_MAX),
+        ]
+    }
+
+    fn relations(&self) -> [AtMost; 11] {
+        let log = &self.log;
         let (batch, flow, timers) = (&self.batch, &self.flow, &self.timers);
         let timeout = ("timers.request_timeout_us", timers.request_timeout_us);
         let inflight = ("flow.stream_inflight_bytes_max", flow.stream_inflight_bytes_max as u64);
@@ -160,6 +181,12 @@ impl Tuning {
                 1,
                 ("timers.reconnect_min_us", timers.reconnect_min_us),
                 ("timers.reconnect_max_us", timers.reconnect_max_us),
+            ),
+            (1, ("log.group_bytes_max", log.group_bytes_max as u64), ("log.segment_bytes", log.segment_bytes as u64)),
+            (
+                1,
+                ("log.segment_bytes", log.segment_bytes as u64),
+                ("log.checkpoint_log_bytes", log.checkpoint_log_bytes),
             ),
             // What is tried again must be so before the request that waits for it is given up.
             (2, ("timers.prepare_retry_us", timers.prepare_retry_us), timeout),
@@ -242,6 +269,10 @@ mod tests {
             ("[timers]\ngap_delay_us = 0", "timers.gap_delay_us: 0 must be from 1 to 3600000000"),
             ("[sockets]\nsend_buffer_bytes = 100", "sockets.send_buffer_bytes: 100 must be 0, which leaves it to the kernel, or from 4096 to 1073741824"),
             ("[sockets]\nread_bytes = 0", "sockets.read_bytes: 0 must be from 4096 to 16777216"),
+            ("[log]\ngroup_bytes_max = 4096\nsegment_bytes = 65537", "log.segment_bytes: 65537 must be a multiple of 4096, as in 69632"),
+            ("[log]\nsegment_bytes = 65536", "log.group_bytes_max: 1048576 must be at most log.segment_bytes, which is 65536"),
+            ("[log]\ncheckpoint_log_bytes = 65536", "log.segment_bytes: 16777216 must be at most log.checkpoint_log_bytes, which is 65536"),
+            ("[log]\nsync_interval_us = 1", "log.sync_interval_us: 1 must be from 1000 to"),
             ("[placement]\nring_depth = 100", "placement.ring_depth: 100 must be a power of two, as in 128"),
             ("[placement]\nio_memory_bytes = 4096", "placement.io_memory_bytes: 4096 must be from 65536 to"),
             ("[placement]\ncores = [1, 0, 1]", "placement.cores: core 1 is listed twice"),

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
-use super::notify::Notify;
+use crate::notify::Notify;
 
 /// The sending half of a byte stream to somebody: a TCP socket, or one that the simulator carries. One call is one system
 /// call.

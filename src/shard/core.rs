@@ -14,7 +14,7 @@ use super::{
     counters::Counters,
     hello::Refusal,
     links::Links,
-    log::Log,
+    log::{CheckpointPart, Log},
     mailbox::{LentAnswer, LentRequest},
     node::Node,
     receive::Receiver,
@@ -38,6 +38,8 @@ pub(super) use web::Asked;
 const HELLO_TIMEOUT_US: u64 = 3_000_000;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
 const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a checkpoint that a turn makes: what it may hold up everything else by.
+const CHECKPOINT_BYTES_MAX: usize = 64 << 10;
 
 /// A shard: its protocol, its connections and what is under way between them.
 pub(super) struct Core<P> {
@@ -46,8 +48,12 @@ pub(super) struct Core<P> {
     protocol: P,
     out: Outputs,
     log: Box<dyn Log>,
+    /// The last record that the log was given.
+    appended: RecordId,
     /// What the protocol knows to be durable.
     durable: RecordId,
+    /// The checkpoint that the log is being given, and where in the objects it goes on.
+    checkpoint: Option<u64>,
     links: Links,
     clients: Clients,
     /// Who waits for what; a request's [`ReplyTo`] is a key of it.
@@ -89,7 +95,9 @@ impl<P: Protocol> Core<P> {
         let delay_us = cluster.nodes.iter().map(|member| half(member.zone)).collect();
         Self {
             out: Outputs::new(cluster.nodes.len()),
+            appended: log.durable(),
             durable: log.durable(),
+            checkpoint: None,
             log,
             links: Links::new(node.index, delay_us, flow.link_queue_bytes_max),
             clients: Clients::new(shard, flow.client_requests_max, flow.client_queue_bytes_max),
@@ -449,6 +457,7 @@ impl<P: Protocol> Core<P> {
         }
         self.settle(now);
         self.obey(now);
+        self.write_checkpoint();
         self.links.release(now);
         self.links.send(&mut self.counters);
         self.clients.send(now, ticks, &mut self.counters);
@@ -462,6 +471,7 @@ impl<P: Protocol> Core<P> {
             self.links.room(&mut self.out.room);
             self.counters.flushes += 1;
             self.protocol.flush(now, &mut self.out);
+            self.appended = self.out.records.last().map_or(self.appended, |record| record.id);
             self.log.append(&mut self.out.records);
             let durable = self.log.durable();
             for send in self.out.sends.drain(..) {
@@ -472,6 +482,29 @@ impl<P: Protocol> Core<P> {
             }
         }
         self.route_replies();
+    }
+
+    /// Gives the log a part of a checkpoint, if it takes one: everything handed out so far has been appended.
+    fn write_checkpoint(&mut self) {
+        let room = self.log.checkpoint_room();
+        if room == 0 {
+            return;
+        }
+        let Some(cursor) = self.checkpoint else {
+            let mut frames = Vec::new();
+            self.protocol.begin_checkpoint(&mut frames);
+            self.log.checkpoint(CheckpointPart::Begin(self.appended, frames));
+            self.checkpoint = Some(0);
+            return;
+        };
+        let (frame, next) = self.protocol.checkpoint_objects(cursor, room.min(CHECKPOINT_BYTES_MAX));
+        if !frame.is_empty() {
+            self.log.checkpoint(CheckpointPart::Objects(frame));
+        }
+        if next.is_none() {
+            self.log.checkpoint(CheckpointPart::End(self.appended));
+        }
+        self.checkpoint = next;
     }
 
     /// Tells the protocol and the links how far the log is; false if that is nothing new.
@@ -562,7 +595,9 @@ impl<P: Protocol> Core<P> {
     /// When the next turn is due though nothing comes in.
     fn next(&mut self, now: Micros) -> Next {
         if let Some(stop_by) = self.stop_by {
-            let drained = self.waiting.len() == 0 && self.links.is_drained() && self.clients.queue_bytes() == 0;
+            let durable = self.log.durable() >= self.appended;
+            let drained =
+                durable && self.waiting.len() == 0 && self.links.is_drained() && self.clients.queue_bytes() == 0;
             if drained || now >= stop_by {
                 return Next::Stopped;
             }

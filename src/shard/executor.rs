@@ -12,11 +12,18 @@ use std::{
 
 use glommio::{GlommioError, Task, net::TcpListener, timer::Timer};
 
-use super::{Host, Node, Shard, ShardContext, core::Next, log::Unlogged, sessions, web};
+use super::{
+    Host, Log, Node, Shard, ShardContext,
+    core::Next,
+    log::Unlogged,
+    recover::{Recovered, recover},
+    sessions, web,
+};
 use crate::{
     failure::Failure,
     protocol::{Micros, Protocol},
     topology::{NodeIndex, ShardId},
+    wal::Wal,
 };
 
 /// How long the readers of a stopping shard have to find the end of their streams.
@@ -84,16 +91,35 @@ where
     F: FnOnce(ShardContext) -> P + Send + 'static,
 {
     let _guard = StopNodeOnPanic(Arc::clone(&node));
+    let mut protocol = make(context(&node, shard));
+    let wal = match recover(&node, shard, &mut protocol).await {
+        Ok(Recovered::Log(wal)) => Some(wal),
+        Ok(Recovered::Nothing) => None,
+        Ok(Recovered::Stopped) => return drop(tell.send(Ok(()))),
+        Err(failure) => return drop(tell.send(Err(failure))),
+    };
     let address = node.member().shards[usize::from(shard.0)];
     let listeners = listen(address).and_then(|own| Ok((own, node.member().http.map(listen).transpose()?)));
     let (listener, http) = match listeners {
         Ok(listeners) => listeners,
         Err(failure) => {
-            let _ = tell.send(Err(failure));
-            return;
+            close(&node, wal).await;
+            return drop(tell.send(Err(failure)));
         }
     };
-    let this = Shard::new(Arc::clone(&node), shard, make(context(&node, shard)), Box::<Unlogged>::default());
+    let log: Box<dyn Log> = match &wal {
+        Some(wal) => Box::new(wal.clone()),
+        None => Box::<Unlogged>::default(),
+    };
+    let this = Shard::new(Arc::clone(&node), shard, protocol, log);
+    if let Some(wal) = &wal {
+        let shard = Rc::downgrade(&this);
+        wal.set_wake(move || {
+            if let Some(shard) = shard.upgrade() {
+                shard.wake.notify();
+            }
+        });
+    }
     let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), listener))];
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
@@ -106,6 +132,16 @@ where
     let _ = tell.send(Ok(()));
     Turns { shard: &this, alarm: None }.run().await;
     stop(&this, tasks).await;
+    close(&node, wal).await;
+}
+
+/// Nothing more will be appended: waits until everything is on stable storage.
+async fn close(node: &Node, wal: Option<Wal>) {
+    if let Some(wal) = wal
+        && wal.close().await
+    {
+        node.log_closed();
+    }
 }
 
 fn context(node: &Node, shard: ShardId) -> ShardContext {

@@ -4,7 +4,10 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::protocol::{Record, RecordId};
+use crate::{
+    protocol::{Record, RecordId},
+    wal::Wal,
+};
 
 /// The log of one shard, as the shard sees it: it takes the records of a turn, and says at a later turn how far it is.
 pub(crate) trait Log: fmt::Debug {
@@ -50,5 +53,27 @@ impl Log for Unlogged {
 
     fn durable(&self) -> RecordId {
         self.0
+    }
+}
+
+impl Log for Wal {
+    fn append(&mut self, records: &mut Vec<Record>) {
+        Self::append(self, records);
+    }
+
+    fn durable(&self) -> RecordId {
+        Self::durable(self)
+    }
+
+    fn checkpoint_room(&self) -> usize {
+        Self::checkpoint_room(self)
+    }
+
+    fn checkpoint(&mut self, part: CheckpointPart) {
+        match part {
+            CheckpointPart::Begin(position, frames) => self.begin_checkpoint(position, frames),
+            CheckpointPart::Objects(frame) => self.checkpoint_objects(frame),
+            CheckpointPart::End(record) => self.end_checkpoint(record),
+        }
     }
 }

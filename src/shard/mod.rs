@@ -23,6 +23,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
+    notify::Notify,
     protocol::{Micros, Protocol},
     topology::{Cluster, NodeId, NodeIndex, ShardId},
     tuning::Tuning,
@@ -44,9 +45,10 @@ mod links;
 mod log;
 mod mailbox;
 mod node;
-mod notify;
+
 mod outbox;
 mod receive;
+mod recover;
 mod session;
 mod sessions;
 mod slab;
@@ -54,7 +56,7 @@ mod web;
 
 pub use hello::{Code, PeerHello, Refusal};
 
-pub(crate) use self::log::{CheckpointPart, Log};
+pub(crate) use self::log::Log;
 #[cfg(feature = "sim")]
 pub(crate) use self::{
     backoff::Backoff,
@@ -92,7 +94,7 @@ pub struct ShardContext {
 pub(crate) struct Shard<P> {
     core: RefCell<core::Core<P>>,
     /// Wakes the turn task.
-    wake: notify::Notify,
+    wake: Notify,
     /// Accepted connections whose tasks have not ended.
     serving: Cell<usize>,
     /// HTTP connections.
@@ -109,7 +111,7 @@ impl<P: Protocol> Shard<P> {
         let welcome = serde_json::to_vec(&node.welcome(shard)).expect("plain fields become JSON");
         Rc::new(Self {
             core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log)),
-            wake: notify::Notify::default(),
+            wake: Notify::default(),
             serving: Cell::new(0),
             web: web::Web::default(),
             hello: node.hello(shard),

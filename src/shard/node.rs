@@ -16,6 +16,7 @@ use crate::{
     protocol::Micros,
     topology::{Cluster, Member, NodeIndex, ShardId},
     tuning::Tuning,
+    wal::LogSpec,
     wire::WIRE_VERSION,
 };
 
@@ -49,6 +50,10 @@ pub(crate) struct Node {
     pub(crate) incarnation: u64,
     /// How often it has started on that state, from 1.
     pub(crate) boot: u32,
+    /// The log of each shard; none where nothing is kept.
+    pub(crate) logs: Vec<LogSpec>,
+    /// Shards whose logs were closed with everything synced.
+    logs_closed: AtomicUsize,
     /// What a report must say, by name.
     pub(crate) facts: BTreeMap<String, String>,
     /// Set to stop this node; each shard sees it within a tick.
@@ -90,10 +95,27 @@ impl Node {
             index,
             incarnation,
             boot: 1,
+            logs: Vec::new(),
+            logs_closed: AtomicUsize::new(0),
             facts,
             stop: AtomicBool::new(false),
             stop_all,
         }
+    }
+
+    /// The same node, on the `boot`th start of a state that it has logs of.
+    pub(crate) fn logged(self, boot: u32, logs: Vec<LogSpec>) -> Self {
+        Self { boot, logs, ..self }
+    }
+
+    /// A shard's log was closed with everything synced.
+    pub(crate) fn log_closed(&self) {
+        self.logs_closed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether all were.
+    pub(crate) fn all_logs_closed(&self) -> bool {
+        self.logs_closed.load(Ordering::Acquire) == self.logs.len()
     }
 
     /// This node among the members.

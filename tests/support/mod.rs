@@ -99,7 +99,8 @@ impl Processes {
     }
 
     pub fn start_node(&self, place: usize) -> Process {
-        Process::start(["server", "--id", &Self::id(place), "--config", self.config.to_str().unwrap()])
+        let (id, config) = (Self::id(place), self.config.to_str().unwrap());
+        Process::start(["server", "--id", &id, "--config", config, "--durability", "none"])
     }
 }
 

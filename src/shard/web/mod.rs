@@ -36,7 +36,7 @@ pub(super) use server::{accept, answer_questions, sweep};
 pub(super) struct Web {
     watches: RefCell<Slab<Rc<watch::Watch>>>,
     /// Wakes the sweeper when the first connection comes.
-    first: super::notify::Notify,
+    first: crate::notify::Notify,
     /// Bytes of request bodies in memory.
     body_bytes: Cell<usize>,
     /// Bytes of answers that are being sent.

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use wpaxos::tuning::Durability;
 
 /// Drives a wpaxos cluster and reports latency as HDR histograms.
 ///
@@ -72,10 +73,13 @@ pub struct RunArgs {
     /// Shards (executors) of each node of the local cluster, from 1 [default: 1]
     #[arg(long, value_name = "COUNT", help_heading = "Own local cluster")]
     pub shards: Option<u16>,
-    /// What a local node's answer waits for: nothing, a write, or a write that is synced. Only `none` is available so
-    /// far [default: none]
-    #[arg(long, value_enum, value_name = "MODE", help_heading = "Own local cluster")]
+    /// What an answer of a local node waits for: `sync`, until it survives a crash of the machine; `async`, of the process;
+    /// `none` keeps nothing [default: sync]
+    #[arg(long, value_name = "MODE", help_heading = "Own local cluster")]
     pub durability: Option<Durability>,
+    /// Where local nodes keep their state, in DIR/1.1 and so on [default: a directory for temporary files, removed at the end]
+    #[arg(long, value_name = "DIR", help_heading = "Own local cluster")]
+    pub data: Option<PathBuf>,
     /// Quorum system: floor, grid, majority, flexible:Q1:Q2 (nodes of phase 1 and 2), zone-majority, all, count:NODES,
     /// fast [default: floor]
     #[arg(long, value_name = "SYSTEM", help_heading = "Own local cluster")]
@@ -311,17 +315,6 @@ pub struct RunArgs {
     /// No progress lines on stderr
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
-}
-
-/// `--durability`.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Answers wait for no log.
-    None,
-    /// Answers wait until the log is written.
-    Async,
-    /// Answers wait until the log is synced.
-    Sync,
 }
 
 /// `--target`.

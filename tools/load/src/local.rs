@@ -42,6 +42,8 @@ impl Local {
             nodes: plan.nodes,
             shards: plan.shards,
             tuning: plan.tuning.clone(),
+            durability: plan.durability,
+            data: plan.data.clone(),
             quorum: Some(plan.cluster.quorum),
             initial_owner: plan.cluster.initial_owner,
             steal: plan.cluster.steal,

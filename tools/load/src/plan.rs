@@ -3,10 +3,15 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
-use wpaxos::{command::VALUE_BYTES_MAX, protocol::ReadMode, topology::Cluster, tuning::Tuning};
+use wpaxos::{
+    command::VALUE_BYTES_MAX,
+    protocol::ReadMode,
+    topology::Cluster,
+    tuning::{Durability, Tuning},
+};
 
 use crate::{
-    args::{self, Arrivals, Durability, ReadModeName, RunArgs, TargetKind},
+    args::{self, Arrivals, ReadModeName, RunArgs, TargetKind},
     local, paxi,
     workload::{Distribution, KEYS_MAX, NUMBERED_BYTES_MIN, Workload},
 };
@@ -77,6 +82,10 @@ pub struct LocalPlan {
     pub cluster: Cluster,
     /// The knobs of all nodes.
     pub tuning: Tuning,
+    /// What an answer waits for.
+    pub durability: Durability,
+    /// Where the nodes keep their state; a temporary directory without it.
+    pub data: Option<PathBuf>,
     /// Flags as they were given, for the report.
     pub given: Vec<(String, Value)>,
 }
@@ -317,7 +326,7 @@ impl LocalPlan {
             ("local_zones", json!(self.zones)),
             ("local_nodes_per_zone", json!(self.nodes)),
             ("local_shards", json!(self.shards)),
-            ("local_durability", json!("none")),
+            ("local_durability", json!(self.durability.name())),
         ];
         let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
         fixed.chain(self.given.iter().cloned()).collect()
@@ -335,6 +344,7 @@ fn local_flags(args: &RunArgs) -> Vec<&'static str> {
         ("--nodes", args.nodes.is_some()),
         ("--shards", args.shards.is_some()),
         ("--durability", args.durability.is_some()),
+        ("--data", args.data.is_some()),
         ("--quorum", args.quorum.is_some()),
         ("--fn", args.node_failures.is_some()),
         ("--fz", args.zone_failures.is_some()),
@@ -398,9 +408,11 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
     if usize::from(zones) * nodes > 128 {
         return wrong(format!("--zones {zones} times --nodes {nodes} is {}: at most 128", usize::from(zones) * nodes));
     }
-    if let Some(mode @ (Durability::Async | Durability::Sync)) = args.durability {
-        let mode = args::name_of(mode);
-        return wrong(format!("--durability {mode} is not available yet in a local cluster: give --durability none"));
+    let durability = args.durability.unwrap_or_default();
+    if durability == Durability::None && args.data.is_some() {
+        return wrong(
+            "--durability none keeps nothing: leave out --data, or give --durability sync or async".to_owned(),
+        );
     }
     let tuning = match &args.tuning {
         Some(file) => Tuning::load(file).map_err(|error| PlanError(format!("--tuning {error}")))?,
@@ -420,7 +432,8 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
     ];
     let given = given.into_iter().filter(|(_, value)| !value.is_null());
     let given = given.map(|(name, value)| (name.to_owned(), value)).collect();
-    Ok(LocalPlan { zones, nodes, shards, cluster, tuning, given })
+    let data = args.data.clone();
+    Ok(LocalPlan { zones, nodes, shards, cluster, tuning, durability, data, given })
 }
 
 /// `--load` decides what is asked and how often.

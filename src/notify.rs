@@ -41,7 +41,7 @@ impl Notify {
     }
 
     /// Waits for the flag and takes it.
-    pub(super) async fn notified(&self) {
+    pub(crate) async fn notified(&self) {
         poll_fn(|context| self.poll(context)).await;
     }
 }

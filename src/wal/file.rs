@@ -1,0 +1,261 @@
+//! Files of a log: making them, writing to them, and what to say when that fails.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
+
+use crate::failure::Failure;
+
+/// Zeros are written in pieces of so many bytes.
+const ZEROS_BYTES: usize = 256 << 10;
+
+/// Numbers are part of Linux's interface.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// How writes reach a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    /// Past the page cache (`O_DIRECT`).
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+impl Access {
+    /// As reports name it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Buffered => "buffered",
+        }
+    }
+
+    /// Whether the file system of a directory takes direct writes, found out with a file of its own. A file system in
+    /// memory does so in name only.
+    ///
+    /// # Errors
+    /// If no file can be made there.
+    pub(super) fn of_directory(directory: &Path) -> Result<Self, Failure> {
+        let probe = directory.join("probe.new");
+        let failed = |error: io::Error| disk_failure(&probe, "making a file", &error);
+        let file = File::create(&probe).map_err(failed)?;
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
+        let direct = fs::OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(&probe);
+        fs::remove_file(&probe).map_err(failed)?;
+        Ok(if direct.is_ok() && !in_memory { Self::Direct } else { Self::Buffered })
+    }
+}
+
+/// A file that is open for writing.
+#[derive(Debug)]
+pub(super) enum LogFile {
+    Direct(DmaFile),
+    Buffered(BufferedFile),
+}
+
+/// Bytes on their way into a file.
+#[derive(Debug)]
+pub(super) enum Buffer {
+    Direct(DmaBuffer),
+    Buffered(Vec<u8>),
+}
+
+impl Buffer {
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Direct(buffer) => buffer.as_bytes_mut(),
+            Self::Buffered(buffer) => buffer,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Direct(buffer) => buffer.len(),
+            Self::Buffered(buffer) => buffer.len(),
+        }
+    }
+}
+
+impl LogFile {
+    /// Opens a file that is there and is not empty. With `synced`, each write returns when it is on stable storage.
+    ///
+    /// The runtime reads from the first file of a device to find out what the device can do, and an empty file tells it
+    /// wrongly.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(super) async fn open(path: &Path, access: Access, synced: bool) -> Result<Self, Failure> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if synced {
+            options.custom_flags(OFlags::DSYNC.bits() as i32);
+        }
+        let opened = match access {
+            Access::Direct => options.dma_open(path).await.map(Self::Direct),
+            Access::Buffered => options.buffered_open(path).await.map(Self::Buffered),
+        };
+        opened.map_err(|error| disk_failure(path, "opening it", &error.into()))
+    }
+
+    /// A buffer of `bytes` bytes, a multiple of [`super::format::BLOCK`], with anything in it.
+    pub(super) fn buffer(&self, bytes: usize) -> Buffer {
+        match self {
+            Self::Direct(file) => Buffer::Direct(file.alloc_dma_buffer(bytes)),
+            Self::Buffered(_) => Buffer::Buffered(vec![0; bytes]),
+        }
+    }
+
+    /// Writes all of a buffer.
+    ///
+    /// # Errors
+    /// What the system said, and where; a write of less is one.
+    pub(super) async fn write(&self, path: &Path, buffer: Buffer, offset: u64) -> Result<(), Failure> {
+        let bytes = buffer.len();
+        let written = match (self, buffer) {
+            (Self::Direct(file), Buffer::Direct(buffer)) => file.write_at(buffer, offset).await,
+            (Self::Buffered(file), Buffer::Buffered(buffer)) => file.write_at(buffer, offset).await,
+            _ => unreachable!("a buffer is of its file"),
+        };
+        let doing = || format!("writing {bytes} bytes at {offset}");
+        match written {
+            Ok(written) if written == bytes => Ok(()),
+            Ok(written) => {
+                let error = io::Error::new(io::ErrorKind::WriteZero, format!("only {written} bytes were written"));
+                Err(disk_failure(path, &doing(), &error))
+            }
+            Err(error) => Err(disk_failure(path, &doing(), &error.into())),
+        }
+    }
+
+    /// Waits until everything that was written is on stable storage.
+    ///
+    /// # Errors
+    /// What the system said. What was written may be lost then, and a second attempt proves nothing.
+    pub(super) async fn sync(&self, path: &Path) -> Result<(), Failure> {
+        let synced = match self {
+            Self::Direct(file) => file.fdatasync().await,
+            Self::Buffered(file) => file.fdatasync().await,
+        };
+        synced.map_err(|error| disk_failure(path, "syncing it", &error.into()))
+    }
+
+    /// Closes it. That it cannot be closed is of no interest: what counts was synced before.
+    pub(super) async fn close(self) {
+        let _ = match self {
+            Self::Direct(file) => file.close().await,
+            Self::Buffered(file) => file.close().await,
+        };
+    }
+}
+
+/// Makes a file of zeros, durably and under its name only when it is whole. Blocks the thread.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn make_zeros(path: &Path, bytes: u64) -> Result<(), Failure> {
+    let new = new_name(path);
+    let doing = format!("making a segment of {bytes} bytes");
+    let failed = |error: io::Error| disk_failure(&new, &doing, &error);
+    let mut file = File::create(&new).map_err(failed)?;
+    // Says that there is no room before it is half full. Not every file system can, and then writing it tells.
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    let zeros = vec![0; ZEROS_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let piece = left.min(ZEROS_BYTES as u64);
+        file.write_all(&zeros[..piece as usize]).map_err(failed)?;
+        left -= piece;
+    }
+    file.sync_all().map_err(failed)?;
+    // Its pages would only be in the way of direct writes.
+    let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+    fs::rename(&new, path).map_err(failed)?;
+    sync_directory(path.parent().expect("a file is in a directory"))
+}
+
+/// Writes a small file so that a crash leaves either all of it or what was there before. Blocks the thread.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let new = new_name(path);
+    let written = File::create(&new).and_then(|mut file| {
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    });
+    written.map_err(|error| disk_failure(path, "writing it", &error))?;
+    sync_directory(path.parent().expect("a file is in a directory"))
+}
+
+/// Makes durable which files a directory has. Blocks the thread.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn sync_directory(directory: &Path) -> Result<(), Failure> {
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| disk_failure(directory, "syncing the directory", &error))
+}
+
+/// What a file is called until it is whole. Files of such names are removed at the start.
+pub(super) fn new_name(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Why a file cannot be used, and what to do about it.
+pub(super) fn disk_failure(path: &Path, doing: &str, error: &io::Error) -> Failure {
+    let advice = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+            "make room there and start again: nothing that was acknowledged is lost"
+        }
+        Some(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {
+            "let this user read and write the data directory and everything in it"
+        }
+        Some(rustix::io::Errno::ROFS) => {
+            "mount the file system for writing: if the kernel changed that, look into its log"
+        }
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+            "allow more open files (`ulimit -n`, `LimitNOFILE=`)"
+        }
+        _ => {
+            "look into the kernel's log; if the device is broken, give this node an empty data directory on another one: it \
+             then comes back as one that has lost its disk"
+        }
+    };
+    Failure::Disk(format!("{}: {doing}: {error}; {advice}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_zeros_is_whole_and_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("segment-1");
+        make_zeros(&path, 300_000).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), vec![0; 300_000]);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        write_atomically(&path, b"other").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"other");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_fails_is_named_with_what_to_do() {
+        let missing = Path::new("no/such/directory/segment-1");
+        let Failure::Disk(said) = make_zeros(missing, 1).unwrap_err() else { panic!("another failure") };
+        assert!(said.starts_with("no/such/directory/segment-1.new: making a segment of 1 bytes: No such"), "{said}");
+        let full = io::Error::from(rustix::io::Errno::NOSPC);
+        assert!(disk_failure(missing, "writing", &full).to_string().contains("make room"));
+    }
+}

@@ -1,0 +1,355 @@
+//! The write-ahead log of a shard, and the data directory that it is in.
+//!
+//! ```text
+//! DIR/LOCK, identity.json, boot.json        whose directory it is; how often it was started (`dir`)
+//! DIR/shard-0/segment-1, segment-2, …       groups of records (`format`), in files that are used again and again
+//! DIR/shard-0/checkpoint-…                  everything up to a record (`checkpoint`)
+//! ```
+//! **Writing.** The shard hands records in and goes on. One task writes ([`writer`]): what has come in is copied once into a
+//! buffer, a *group*, and written at once; what comes meanwhile is the next group. Segments have their size and are full of
+//! zeros before they are used, so that a write changes no metadata and costs one trip to the disk. When a checkpoint has made
+//! a segment superfluous, it is used again, with a higher use number in its groups.
+//!
+//! **Durable** is, in mode `sync`, what was written with `O_DSYNC`, and in mode `async` what the operating system has taken.
+//! After the first error nothing is, ever: the node ends.
+//!
+//! **Reading** ([`recovery`]) goes through the newest checkpoint and every group behind it, and refuses to go on if something
+//! is missing.
+//!
+//! The reasons are in `docs/decisions/0012-the-log-is-groups-in-recycled-segments.md`.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    fmt, fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use glommio::Task;
+
+use crate::{
+    failure::Failure,
+    notify::Notify,
+    protocol::{Record, RecordId},
+    tuning::{Durability, LogTuning},
+};
+
+mod checkpoint;
+mod dir;
+mod file;
+mod format;
+mod recovery;
+mod writer;
+
+pub(crate) use dir::{DataDir, Identity};
+pub(crate) use file::Access;
+pub(crate) use format::LogName;
+pub(crate) use recovery::{Piece, Recovered, Recovery};
+
+use checkpoint::CheckpointFile;
+use file::LogFile;
+use recovery::Segment;
+use writer::Writer;
+
+/// So many segments that hold nothing are kept to be used again.
+const SPARE_SEGMENTS: usize = 4;
+
+/// Where a shard's log is, and how it is written.
+#[derive(Clone, Debug)]
+pub(crate) struct LogSpec {
+    pub(crate) directory: PathBuf,
+    pub(crate) name: LogName,
+    /// The node's boot: uses of segments have numbers above those of all earlier boots.
+    pub(crate) boot: u32,
+    pub(crate) mode: Durability,
+    pub(crate) access: Access,
+    pub(crate) tuning: LogTuning,
+}
+
+/// A log that is being written. Clones are the same log.
+#[derive(Clone)]
+pub(crate) struct Wal(Rc<Shared>);
+
+/// What the shard and the tasks of its log share.
+struct Shared {
+    spec: LogSpec,
+    state: RefCell<State>,
+    /// The checkpoint that is being written.
+    checkpoint: RefCell<Option<checkpoint::Open>>,
+    tasks: RefCell<Vec<Task<()>>>,
+    /// Writes the checkpoint, or has written the last one.
+    checkpoint_task: RefCell<Option<Task<()>>>,
+    /// Wakes the writer: there are records, the checkpoint has got on, or the log is being closed.
+    work: Notify,
+    /// Wakes the task that writes the checkpoint.
+    checkpoint_work: Notify,
+    /// Wakes the task that syncs in mode `async`.
+    sync_work: Notify,
+    /// Wakes the shard.
+    wake: RefCell<Option<Box<dyn Fn()>>>,
+    /// Ends the node.
+    fail: Box<dyn Fn(Failure)>,
+    closing: Cell<bool>,
+    failed: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct State {
+    pending: VecDeque<Record>,
+    durable: RecordId,
+    /// Segments that are written no more and hold what no checkpoint stands for, the oldest first.
+    live: VecDeque<Segment>,
+    /// Bytes of groups in the segment that is being written.
+    current_bytes: u64,
+    free: Vec<Segment>,
+    next_file: u32,
+    checkpoint: Option<CheckpointFile>,
+    /// In mode `async`: files that were written to since they were synced.
+    unsynced: Vec<(Rc<LogFile>, PathBuf)>,
+}
+
+impl State {
+    fn note_unsynced(&mut self, file: &Rc<LogFile>, path: &Path) {
+        if self.unsynced.last().is_none_or(|(last, _)| !Rc::ptr_eq(last, file)) {
+            self.unsynced.push((Rc::clone(file), path.to_owned()));
+        }
+    }
+
+    /// What the log has grown by since the last checkpoint: all of each segment that no more will be written to.
+    fn log_bytes(&self) -> u64 {
+        self.live.iter().map(|segment| segment.bytes).sum::<u64>() + self.current_bytes
+    }
+
+    /// When it has grown by more than this, a checkpoint is due.
+    fn checkpoint_due_bytes(&self, tuning: &LogTuning) -> u64 {
+        let last = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.bytes);
+        tuning.checkpoint_log_bytes.max(last)
+    }
+}
+
+impl fmt::Debug for Wal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wal").field("spec", &self.0.spec).field("state", &self.0.state).finish_non_exhaustive()
+    }
+}
+
+impl Wal {
+    /// Goes on behind what was recovered. `fail` is called at most once, with the first error.
+    ///
+    /// # Errors
+    /// If no segment can be made ready.
+    pub(crate) async fn start(
+        spec: LogSpec,
+        recovered: Recovered,
+        fail: impl Fn(Failure) + 'static,
+    ) -> Result<Self, Failure> {
+        let Recovered { last, sequence, live, free, next_file, checkpoint } = recovered;
+        let state = State {
+            pending: VecDeque::new(),
+            durable: last,
+            live: live.into(),
+            current_bytes: 0,
+            free,
+            next_file,
+            checkpoint,
+            unsynced: Vec::new(),
+        };
+        let shared = Rc::new(Shared {
+            state: RefCell::new(state),
+            checkpoint: RefCell::new(None),
+            tasks: RefCell::default(),
+            checkpoint_task: RefCell::default(),
+            work: Notify::default(),
+            checkpoint_work: Notify::default(),
+            sync_work: Notify::default(),
+            wake: RefCell::new(None),
+            fail: Box::new(fail),
+            closing: Cell::new(false),
+            failed: Cell::new(false),
+            spec,
+        });
+        let writer = Writer::start(Rc::clone(&shared), sequence).await?;
+        shared.trim_free().await?;
+        shared.spawn(|shared| async move { writer.run(&shared).await });
+        if shared.spec.mode == Durability::Async {
+            shared.spawn(|shared| async move { writer::sync_now_and_then(&shared).await });
+        }
+        Ok(Self(shared))
+    }
+
+    /// Has the shard woken by this whenever the log has got further, or takes more of a checkpoint.
+    pub(crate) fn set_wake(&self, wake: impl Fn() + 'static) {
+        *self.0.wake.borrow_mut() = Some(Box::new(wake));
+    }
+
+    /// Takes records, in the order of their numbers, and leaves none.
+    pub(crate) fn append(&self, records: &mut Vec<Record>) {
+        if records.is_empty() {
+            return;
+        }
+        if self.0.failed.get() {
+            records.clear();
+            return;
+        }
+        self.0.state.borrow_mut().pending.extend(records.drain(..));
+        self.0.work.notify();
+    }
+
+    /// The last record that is durable, and with it all before.
+    pub(crate) fn durable(&self) -> RecordId {
+        self.0.state.borrow().durable
+    }
+
+    /// How many bytes of a checkpoint it takes now: 0 if it wants none, or is still writing what it was given.
+    pub(crate) fn checkpoint_room(&self) -> usize {
+        if self.0.has_ended() {
+            return 0;
+        }
+        match &*self.0.checkpoint.borrow() {
+            Some(open) => open.room(),
+            None => {
+                let state = self.0.state.borrow();
+                let due = state.log_bytes() > state.checkpoint_due_bytes(&self.0.spec.tuning);
+                if due { checkpoint::PIECE_BYTES } else { 0 }
+            }
+        }
+    }
+
+    /// A checkpoint begins: it stands for records up to `position`, in these frames and the objects to come.
+    ///
+    /// # Panics
+    /// If one is being written.
+    pub(crate) fn begin_checkpoint(&self, position: RecordId, frames: Vec<Bytes>) {
+        let open = checkpoint::Open::begin(self.0.spec.name, position, frames);
+        let before = self.0.checkpoint.borrow_mut().replace(open);
+        assert!(before.is_none(), "one checkpoint at a time");
+        tracing::debug!(directory = %self.0.spec.directory.display(), position = position.0, "a checkpoint begins");
+        let shared = Rc::clone(&self.0);
+        let task = glommio::spawn_local(async move {
+            if let Err(failure) = checkpoint::write(&shared).await {
+                shared.end(failure);
+            }
+        });
+        *self.0.checkpoint_task.borrow_mut() = Some(task);
+    }
+
+    /// A frame of objects for it.
+    pub(crate) fn checkpoint_objects(&self, frame: Bytes) {
+        self.with_checkpoint(|open| open.objects(frame));
+    }
+
+    /// That was all. It holds once records up to this one are durable.
+    pub(crate) fn end_checkpoint(&self, record: RecordId) {
+        self.with_checkpoint(|open| open.end(record));
+    }
+
+    fn with_checkpoint(&self, change: impl FnOnce(&mut checkpoint::Open)) {
+        if let Some(open) = &mut *self.0.checkpoint.borrow_mut() {
+            change(open);
+        }
+        self.0.checkpoint_work.notify();
+    }
+
+    /// Waits until everything that was appended is on stable storage, and ends. False if the log had failed.
+    pub(crate) async fn close(self) -> bool {
+        self.0.closing.set(true);
+        self.0.work.notify();
+        self.0.checkpoint_work.notify();
+        self.0.sync_work.notify();
+        let tasks = self.0.tasks.take().into_iter().chain(self.0.checkpoint_task.take());
+        for task in tasks {
+            task.await;
+        }
+        !self.0.failed.get()
+    }
+}
+
+impl Shared {
+    /// Runs a task until the log has ended.
+    fn spawn<F: Future<Output = ()> + 'static>(self: &Rc<Self>, task: impl FnOnce(Rc<Self>) -> F) {
+        let task = glommio::spawn_local(task(Rc::clone(self)));
+        self.tasks.borrow_mut().push(task);
+    }
+
+    fn wake_shard(&self) {
+        if let Some(wake) = &*self.wake.borrow() {
+            wake();
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.closing.get() || self.failed.get()
+    }
+
+    /// Nothing is durable from here on.
+    fn end(&self, failure: Failure) {
+        if !self.failed.replace(true) {
+            self.state.borrow_mut().pending.clear();
+            (self.fail)(failure);
+        }
+        self.work.notify();
+        self.checkpoint_work.notify();
+        self.sync_work.notify();
+        self.wake_shard();
+    }
+
+    /// A checkpoint is whole: what it stands for goes.
+    async fn checkpointed(self: &Rc<Self>, new: CheckpointFile) -> Result<(), Failure> {
+        let mut superfluous = Vec::new();
+        {
+            let mut state = self.state.borrow_mut();
+            tracing::debug!(
+                directory = %self.spec.directory.display(),
+                position = new.position.0,
+                bytes = new.bytes,
+                log_bytes = state.log_bytes(),
+                "a checkpoint is whole"
+            );
+            let position = new.position;
+            superfluous.extend(state.checkpoint.replace(new).map(|old| old.path));
+            // The last group stays, for its number.
+            let keep = usize::from(state.current_bytes == 0);
+            while state.live.len() > keep && state.live[0].last <= position {
+                let freed = state.live.pop_front().expect("there is one");
+                state.free.push(Segment { last: RecordId(0), ..freed });
+            }
+        }
+        self.remove(superfluous).await?;
+        self.trim_free().await?;
+        *self.checkpoint.borrow_mut() = None;
+        self.wake_shard();
+        Ok(())
+    }
+
+    /// Keeps a few segments of the right size, and removes the others that hold nothing.
+    async fn trim_free(&self) -> Result<(), Failure> {
+        let right = self.spec.tuning.segment_bytes as u64;
+        let mut superfluous = Vec::new();
+        {
+            let mut kept = 0;
+            self.state.borrow_mut().free.retain(|segment| {
+                let keep = segment.bytes == right && kept < SPARE_SEGMENTS;
+                kept += usize::from(keep);
+                if !keep {
+                    superfluous.push(segment.path.clone());
+                }
+                keep
+            });
+        }
+        self.remove(superfluous).await
+    }
+
+    async fn remove(&self, paths: Vec<PathBuf>) -> Result<(), Failure> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let remove = move || {
+            paths.iter().try_for_each(|path| {
+                fs::remove_file(path).map_err(|error| file::disk_failure(path, "removing it", &error))
+            })
+        };
+        glommio::executor().spawn_blocking(remove).await
+    }
+}
