@@ -97,6 +97,8 @@ pub struct Plan {
     pub pieces_permille: u64,
     /// How long a sync of the log takes, in microseconds; 0 is "at once".
     pub disk_us: u64,
+    /// After how many records a shard writes a checkpoint, 0 for never, and how many bytes of it in a turn.
+    pub checkpoints: (u64, usize),
     /// How often a turn waits for more inputs, in thousandths.
     pub long_turn_permille: u64,
     /// Per node how fast its clock runs, in millionths.
@@ -173,6 +175,7 @@ impl Plan {
             window_bytes: if calm { 1 << 22 } else { *random.pick(&[1 << 22, 1 << 22, 1 << 14, 1500]) },
             pieces_permille: *random.pick(&[0, 50, 500]),
             disk_us: *random.pick(&[0, 0, 100, 1000, 4000]),
+            checkpoints: (*random.pick(&[0, 3, 20, 100]), *random.pick(&[1, 200, 65_536])),
             long_turn_permille: *random.pick(&[0, 100, 500]),
             clock_ppm,
             clients: random.range(2, 7),
@@ -308,6 +311,7 @@ impl fmt::Display for Plan {
         let (window, pieces, wan) = (self.window_bytes, self.pieces_permille, cluster.wan.is_some());
         writeln!(f, "  delays {:?} µs, window {window}, in pieces {pieces}‰, matrix {wan}", self.delays_us)?;
         let (disk, turns, clocks) = (self.disk_us, self.long_turn_permille, &self.clock_ppm);
+        writeln!(f, "  checkpoints after {} records, {} bytes a turn", self.checkpoints.0, self.checkpoints.1)?;
         writeln!(f, "  disk {disk} µs, long turns {turns}‰, clocks {clocks:?} ppm")?;
         let (clients, hot, cold, operations) = (self.clients, self.hot_keys, self.cold_keys, self.operations);
         writeln!(f, "  {clients} clients, {hot} hot and {cold} cold keys, {operations} operations")?;

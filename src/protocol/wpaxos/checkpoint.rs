@@ -140,13 +140,14 @@ impl WPaxos {
         }
         match frame.kind {
             Kind::Membership => self.take_membership(now, &frame, false),
+            // Its ballots bring their versions: a later one may have come while objects were written.
+            Kind::Kept => self.restore_objects(now, &frame),
             _ if frame.config_version != self.config.version => {
                 Err(self.refuse(&frame, "it belongs to another configuration version"))
             }
             Kind::Compare => self.replay_reached(&frame),
             Kind::StreamPlace => self.restore_place(&frame),
             Kind::AcceptBatch => self.restore_batch(&frame),
-            Kind::Kept => self.restore_objects(now, &frame),
             _ => Err(self.refuse(&frame, "no checkpoint holds this kind")),
         }
     }

@@ -185,23 +185,23 @@ impl Link {
         self.dirty = false;
     }
 
-    /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long, or has not been
-    /// well for long since it was.
+    /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long.
     pub(super) fn is_suspected(&self, now: Micros, timers: &Timers) -> bool {
-        self.distrusted || self.is_ill(now, timers)
-    }
-
-    fn is_ill(&self, now: Micros, timers: &Timers) -> bool {
         match self.up {
             true => now.since(self.heard_at) > timers.suspect_silent_us,
             false => now.since(self.down_since) > timers.suspect_down_us,
         }
     }
 
-    /// A peer that was there and is suspected is trusted again only when it has been well for a while: one that comes and goes
-    /// must not be waited for each time.
+    /// Whether the peer can be relied on: it has a vote, and has been well for a while if it was suspected. One that comes and
+    /// goes is spoken to, but not waited for.
+    pub(super) fn is_reliable(&self, now: Micros, timers: &Timers) -> bool {
+        self.up && !self.learner && !self.distrusted && !self.is_suspected(now, timers)
+    }
+
+    /// Notes that the peer is suspected, or has been well for long enough since it was.
     pub(super) fn watch(&mut self, now: Micros, timers: &Timers) {
-        if self.is_ill(now, timers) {
+        if self.is_suspected(now, timers) {
             (self.distrusted, self.well_since) = (self.connection > 0, None);
         } else if self.distrusted {
             let since = *self.well_since.get_or_insert(now);

@@ -88,8 +88,7 @@ impl WPaxos {
         self.measure_zones();
         let own = self.config.my_zone();
         let live = |node: &NodeIndex| {
-            let link = &self.links[node.index()];
-            *node == self.config.me || (link.is_up() && !link.learner && !self.is_suspected(now, *node))
+            *node == self.config.me || self.links[node.index()].is_reliable(now, &self.config.timers)
         };
         let mut order: Vec<NodeIndex> =
             (0..self.links.len()).map(|node| NodeIndex(node as u8)).filter(|node| live(node)).collect();

@@ -29,7 +29,7 @@ impl WPaxos {
             return;
         }
         self.note_silent_owners(now);
-        if self.takeover.silent == NodeSet::EMPTY {
+        if self.takeover.silent == NodeSet::EMPTY || !self.reaches_quorums(now) {
             return;
         }
         let heirs: Vec<_> = (0..self.links.len()).map(|node| self.heirs_of(now, NodeIndex(node as u8))).collect();
@@ -56,6 +56,18 @@ impl WPaxos {
         }
     }
 
+    fn is_reliable(&self, now: Micros, node: NodeIndex) -> bool {
+        node == self.config.me || self.links[node.index()].is_reliable(now, &self.config.timers)
+    }
+
+    /// Whether this node could do with an object what its owner did: one that nobody hears, or that hears nobody, takes every
+    /// other for silent.
+    fn reaches_quorums(&self, now: Micros) -> bool {
+        let nodes = (0..self.links.len()).map(|node| NodeIndex(node as u8));
+        let reached: NodeSet = nodes.filter(|node| self.is_reliable(now, *node)).collect();
+        self.config.is_phase1_quorum(reached) && self.config.is_phase2_quorum(reached)
+    }
+
     fn note_silent_owners(&mut self, now: Micros) {
         let patience = self.config.timers.takeover_delay_us;
         for node in (0..self.links.len()).map(|node| NodeIndex(node as u8)) {
@@ -75,13 +87,7 @@ impl WPaxos {
         let live = |zone: usize| {
             let nodes = (0..self.links.len()).map(|node| NodeIndex(node as u8));
             let of_zone = nodes.filter(move |node| self.config.zone_of[node.index()].index() == zone);
-            let is_live = |node: &NodeIndex| {
-                *node == self.config.me
-                    || (self.links[node.index()].is_up()
-                        && !self.links[node.index()].learner
-                        && !self.is_suspected(now, *node))
-            };
-            of_zone.filter(is_live).collect::<Vec<_>>()
+            of_zone.filter(|node| self.is_reliable(now, *node)).collect::<Vec<_>>()
         };
         (0..zones).map(|step| live((first + step) % zones)).find(|heirs| !heirs.is_empty()).unwrap_or_default()
     }

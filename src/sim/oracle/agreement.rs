@@ -297,7 +297,12 @@ impl SlotRecord {
             }
             None => {
                 let voters = [node].into_iter().collect();
-                self.votes.push(Vote { ballot: entry.ballot, command: entry.command.into(), voters, bygone: NodeSet::EMPTY });
+                self.votes.push(Vote {
+                    ballot: entry.ballot,
+                    command: entry.command.into(),
+                    voters,
+                    bygone: NodeSet::EMPTY,
+                });
             }
         }
     }
