@@ -21,7 +21,7 @@ use std::{
 };
 
 use fleet::{Fleet, Plan};
-use recorded::{History, Random};
+use recorded::{History, Random, rounds};
 
 const KEYS: usize = 6;
 const WINDOW: usize = 3;
@@ -44,11 +44,6 @@ enum Kill {
     All,
     /// A node, and when it has been started again and recovers, another one.
     WhileRecovering,
-}
-
-fn rounds(default: usize) -> usize {
-    let given = std::env::var("WPAXOS_CRASH_ROUNDS").ok();
-    given.map_or(default, |rounds| rounds.parse().expect("WPAXOS_CRASH_ROUNDS is a number"))
 }
 
 /// A cluster under load, through rounds of what `kills` names, one after the other.

@@ -123,11 +123,11 @@ impl Fleet {
         self.nodes[place] = Some(self.spawn(place, &self.ids[place].to_string()));
     }
 
-    /// A process that runs as a node, on a data directory of this name.
+    /// A process that runs as a node, with file, data directory and log of this name.
     fn spawn(&self, place: usize, data: &str) -> Child {
         let id = self.ids[place].to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_wpaxos"));
-        command.args(["server", "--id", &id, "--config"]).arg(self.path(&format!("{id}.toml")));
+        command.args(["server", "--id", &id, "--config"]).arg(self.path(&format!("{data}.toml")));
         command.arg("--tuning").arg(self.path("tuning.toml"));
         match self.plan.durable {
             true => command.arg("--data").arg(self.path(data)),
@@ -177,6 +177,30 @@ impl Fleet {
     /// What a node has logged.
     pub fn said(&self, place: usize) -> String {
         fs::read_to_string(self.path(&format!("{}.log", self.ids[place]))).unwrap_or_default()
+    }
+
+    pub fn zone_of(&self, place: usize) -> u8 {
+        self.ids[place].zone
+    }
+
+    /// The place of the node that owns a key, as the first node that answers sees it.
+    pub fn owner_of(&self, key: &str) -> Option<usize> {
+        let members: Vec<_> = self.ids.iter().zip(&self.http).map(|(id, http)| (*id, *http)).collect();
+        let admin = Admin::new(members).with_timeout(Duration::from_secs(2));
+        let owner = self.ids.iter().find_map(|id| admin.owner(*id, key.as_bytes()).ok())??.owner?;
+        self.ids.iter().position(|id| *id == owner)
+    }
+
+    /// Waits until every node does what it is asked for, and says how long that took.
+    pub fn wait_for_service(&mut self, key: &str) -> Duration {
+        let started = Instant::now();
+        for place in self.all() {
+            while self.put_at(place, key, "served").0 >= 300 {
+                self.check_alive();
+                assert!(started.elapsed() < PATIENCE, "{} does not serve after {PATIENCE:?}", self.ids[place]);
+            }
+        }
+        started.elapsed()
     }
 
     /// Fails if a process has ended that nobody killed.
@@ -242,15 +266,20 @@ impl Fleet {
 
     /// A PUT over HTTP at exactly this node: the status of its answer, and how long it took.
     pub fn put_at(&self, place: usize, key: &str, value: &str) -> (u16, Duration) {
+        self.ask_at(place, "PUT", key, value)
+    }
+
+    /// The same for a GET.
+    pub fn get_at(&self, place: usize, key: &str) -> (u16, Duration) {
+        self.ask_at(place, "GET", key, "")
+    }
+
+    fn ask_at(&self, place: usize, method: &str, key: &str, body: &str) -> (u16, Duration) {
         let started = Instant::now();
         let mut stream = TcpStream::connect(self.http[place]).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let length = value.len();
-        write!(
-            stream,
-            "PUT /{key} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{value}"
-        )
-        .unwrap();
+        let head = format!("host: test\r\nconnection: close\r\ncontent-length: {}", body.len());
+        write!(stream, "{method} /{key} HTTP/1.1\r\n{head}\r\n\r\n{body}").unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
         let answer = String::from_utf8_lossy(&answer);
@@ -258,34 +287,75 @@ impl Fleet {
         (status.unwrap_or_else(|| panic!("no answer of HTTP: {answer:?}")), started.elapsed())
     }
 
-    /// Runs a second process as the same node, on a directory of its own, until it ends: its exit code and its words.
-    pub fn run_twin(&self, place: usize) -> (Option<i32>, String) {
-        let name = format!("{}-twin", self.ids[place]);
-        let config = self.path(&format!("{}.toml", self.ids[place]));
-        let elsewhere = SocketAddr::new(self.native[place].ip(), 6000);
-        let text = fs::read_to_string(&config).unwrap();
-        let own = format!("\"{}\"", self.native[place]);
-        let text = text.replace(&own, &format!("\"{elsewhere}\"")).replace(
-            &format!("\"{}\"", self.http[place]),
-            &format!("\"{}\"", SocketAddr::new(self.http[place].ip(), 6001)),
-        );
-        let original = fs::read_to_string(&config).unwrap();
-        fs::write(&config, text).unwrap();
-        let mut child = self.spawn(place, &name);
+    /// Starts a second process as a node, on a data directory and at addresses of its own.
+    pub fn start_twin(&self, place: usize) -> Twin {
+        let (id, ip) = (self.ids[place], self.native[place].ip());
+        let http = SocketAddr::new(ip, 6001);
+        let mut text = fs::read_to_string(self.path(&format!("{id}.toml"))).unwrap();
+        for (own, other) in [(self.native[place], SocketAddr::new(ip, 6000)), (self.http[place], http)] {
+            text = text.replace(&format!("\"{own}\""), &format!("\"{other}\""));
+        }
+        let name = format!("{id}-twin");
+        fs::write(self.path(&format!("{name}.toml")), text).unwrap();
+        Twin { child: self.spawn(place, &name), log: self.path(&format!("{name}.log")) }
+    }
+
+    /// The exit code and the last words of a node that ends by itself.
+    pub fn ended(&mut self, place: usize) -> (Option<i32>, String) {
+        let child = self.nodes[place].as_mut().unwrap();
         let started = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            if started.elapsed() > PATIENCE {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!("the second {} has not ended after {PATIENCE:?}", self.ids[place]);
-            }
+        while child.try_wait().unwrap().is_none() {
+            assert!(started.elapsed() < PATIENCE, "{} has not ended after {PATIENCE:?}", self.ids[place]);
             std::thread::sleep(Duration::from_millis(20));
-        };
-        fs::write(&config, original).unwrap();
-        (status.code(), fs::read_to_string(self.path(&format!("{name}.log"))).unwrap())
+        }
+        let code = self.nodes[place].take().unwrap().wait().unwrap().code();
+        (code, self.said(place).lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// `wpaxos cmd` at this cluster: the rows that it prints, cell by cell.
+    pub fn cmd(&self, words: &[&str]) -> Vec<Vec<String>> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wpaxos"));
+        command
+            .args(["--log", "error", "cmd", "--config"])
+            .arg(self.path(&format!("{}.toml", self.ids[0])))
+            .args(words);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let rows = String::from_utf8(output.stdout).unwrap();
+        let cells =
+            |row: &str| row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect();
+        rows.lines().map(cells).collect()
+    }
+}
+
+/// A second process of a node.
+pub struct Twin {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Twin {
+    /// Waits until it has said so.
+    pub fn wait_until_said(&self, what: &str) {
+        let started = Instant::now();
+        loop {
+            let said = fs::read_to_string(&self.log).unwrap();
+            if said.contains(what) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "it has not said '{what}' after {PATIENCE:?}: {said}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

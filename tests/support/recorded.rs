@@ -53,6 +53,12 @@ impl Random {
     }
 }
 
+/// How many rounds a test has.
+pub fn rounds(default: usize) -> usize {
+    let given = std::env::var("WPAXOS_CRASH_ROUNDS").ok();
+    given.map_or(default, |rounds| rounds.parse().expect("WPAXOS_CRASH_ROUNDS is a number"))
+}
+
 /// All operations of all clients, on one clock.
 #[derive(Default)]
 pub struct History {
@@ -207,7 +213,8 @@ impl History {
     }
 }
 
-fn name(key: usize) -> String {
+/// What a key is called.
+pub fn name(key: usize) -> String {
     format!("hot-{key}")
 }
 
