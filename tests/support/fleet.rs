@@ -302,12 +302,7 @@ impl Fleet {
 
     /// The exit code and the last words of a node that ends by itself.
     pub fn ended(&mut self, place: usize) -> (Option<i32>, String) {
-        let child = self.nodes[place].as_mut().unwrap();
-        let started = Instant::now();
-        while child.try_wait().unwrap().is_none() {
-            assert!(started.elapsed() < PATIENCE, "{} has not ended after {PATIENCE:?}", self.ids[place]);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for_end(self.nodes[place].as_mut().unwrap());
         let code = self.nodes[place].take().unwrap().wait().unwrap().code();
         (code, self.said(place).lines().last().unwrap_or_default().to_owned())
     }
@@ -338,7 +333,7 @@ impl Twin {
     pub fn wait_until_said(&self, what: &str) {
         let started = Instant::now();
         loop {
-            let said = fs::read_to_string(&self.log).unwrap();
+            let said = self.said();
             if said.contains(what) {
                 return;
             }
@@ -347,8 +342,23 @@ impl Twin {
         }
     }
 
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Its exit code and its last words, once it has ended by itself.
+    pub fn ended(&mut self) -> (Option<i32>, String) {
+        wait_for_end(&mut self.child);
+        let code = self.child.wait().unwrap().code();
+        (code, self.said().lines().last().unwrap_or_default().to_owned())
+    }
+}
+
+fn wait_for_end(child: &mut Child) {
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < PATIENCE, "it has not ended after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
