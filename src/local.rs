@@ -37,8 +37,8 @@ pub struct LocalOptions {
     pub tuning: Tuning,
     /// What a record must have survived before anything that depends on it leaves a node.
     pub durability: Durability,
-    /// Where the nodes have their data directories, `1.1` and so on; without it, a directory of the system's for temporary files
-    /// that is removed at the end. Nowhere with [`Durability::None`].
+    /// Where the nodes have their data directories, `1.1` and so on; without it, a directory of the system's for temporary
+    /// files that is removed at the end. Nowhere with [`Durability::None`].
     pub data: Option<PathBuf>,
     /// The quorum system; that of [`QuorumSpec::default_for`] if `None`.
     pub quorum: Option<QuorumSpec>,
