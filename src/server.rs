@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -24,6 +24,9 @@ use crate::{
     tuning::{Durability, Tuning},
     wal::{DataDir, Identity},
 };
+
+/// An address that is still in use after so long is another process's.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a replica needs to know.
 #[derive(Clone, Debug)]
@@ -352,16 +355,21 @@ fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
 ///
 /// A plain bind fails beside any listener, but also beside connections of an earlier one that linger in TIME_WAIT; a
 /// connection tells them apart.
+///
+/// The kernel takes some time to clear up behind a process that was killed, and its ring keeps the listener open until then.
 fn check_free(address: SocketAddr) -> Result<(), Failure> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-                _ => Err(Failure::AddressInUse(address)),
-            }
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(Failure::of_address(address, &error)),
         }
-        Err(error) => Err(Failure::of_address(address, &error)),
+        match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            _ if started.elapsed() >= ADDRESS_PATIENCE => return Err(Failure::AddressInUse(address)),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 
