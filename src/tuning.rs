@@ -124,6 +124,10 @@ pub struct Timers {
     pub suspect_silent_us: u64,
     /// A peer whose link has been down for so long is suspected.
     pub suspect_down_us: u64,
+    /// A peer that was suspected is trusted again when its link has been well for so long.
+    pub suspect_recover_us: u64,
+    /// Objects of an owner that has been silent for so long are taken over in the background.
+    pub takeover_delay_us: u64,
     /// A phase 1 without its quorum looks after so long, and ever more rarely, for peers that it has not asked on their present
     /// connection; orphans of a restarted owner wait as long.
     pub prepare_retry_us: u64,
@@ -158,6 +162,8 @@ impl Default for Timers {
             heartbeat_us: 100_000,
             suspect_silent_us: 1_000_000,
             suspect_down_us: 100_000,
+            suspect_recover_us: 250_000,
+            takeover_delay_us: 1_000_000,
             prepare_retry_us: 100_000,
             backoff_min_us: 5_000,
             backoff_max_us: 500_000,

@@ -120,7 +120,7 @@ impl Tuning {
         ]
     }
 
-    fn timer_bounds(&self) -> [Bounds; 16] {
+    fn timer_bounds(&self) -> [Bounds; 18] {
         let timers = &self.timers;
         let timer = |key, value| (key, value, 1, TIMER_US_MAX);
         [
@@ -128,6 +128,8 @@ impl Tuning {
             timer("timers.heartbeat_us", timers.heartbeat_us),
             timer("timers.suspect_silent_us", timers.suspect_silent_us),
             timer("timers.suspect_down_us", timers.suspect_down_us),
+            ("timers.suspect_recover_us", timers.suspect_recover_us, 0, TIMER_US_MAX),
+            timer("timers.takeover_delay_us", timers.takeover_delay_us),
             timer("timers.prepare_retry_us", timers.prepare_retry_us),
             timer("timers.backoff_min_us", timers.backoff_min_us),
             timer("timers.backoff_max_us", timers.backoff_max_us),

@@ -56,6 +56,8 @@ mod web;
 
 pub use hello::{Code, PeerHello, Refusal};
 
+#[cfg(feature = "sim")]
+pub(crate) use self::log::CheckpointPart;
 pub(crate) use self::log::Log;
 #[cfg(feature = "sim")]
 pub(crate) use self::{

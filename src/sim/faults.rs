@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    disk::{Disk, DiskFault},
+    disk::DiskFault,
     plan::{Crashes, FAULT_KINDS, Plan, Theme, Weather},
     random::{Purpose, Random},
     world::{Checked, Event, Life, World},
@@ -250,8 +250,11 @@ impl World {
 
     /// The node begins again with nothing, as somebody else.
     pub(super) fn lose_disk(&mut self, node: usize) {
-        let (machine, at_once) = (&mut self.machines[node], self.plan.disk_us == 0);
-        machine.disks.iter().for_each(|disk| *disk.borrow_mut() = Disk::new(at_once));
+        let machine = &mut self.machines[node];
+        for disk in &machine.disks {
+            let another = disk.borrow().another();
+            *disk.borrow_mut() = another;
+        }
         (machine.state_boot, machine.incarnation) = (0, self.random.schedule.any() | 1);
     }
 

@@ -97,6 +97,8 @@ pub struct Plan {
     pub pieces_permille: u64,
     /// How long a sync of the log takes, in microseconds; 0 is "at once".
     pub disk_us: u64,
+    /// After how many records a shard writes a checkpoint, 0 for never, and how many bytes of it in a turn.
+    pub checkpoints: (u64, usize),
     /// How often a turn waits for more inputs, in thousandths.
     pub long_turn_permille: u64,
     /// Per node how fast its clock runs, in millionths.
@@ -173,6 +175,7 @@ impl Plan {
             window_bytes: if calm { 1 << 22 } else { *random.pick(&[1 << 22, 1 << 22, 1 << 14, 1500]) },
             pieces_permille: *random.pick(&[0, 50, 500]),
             disk_us: *random.pick(&[0, 0, 100, 1000, 4000]),
+            checkpoints: (*random.pick(&[0, 3, 20, 100]), *random.pick(&[1, 200, 65_536])),
             long_turn_permille: *random.pick(&[0, 100, 500]),
             clock_ppm,
             clients: random.range(2, 7),
@@ -277,9 +280,12 @@ impl Plan {
 
     /// How much a shard of a node may hold when nothing is under way.
     pub fn sizes_at_rest(&self) -> Sizes {
-        let retained = self.tuning.flow.stream_retain_bytes as u64;
+        let (flow, batch) = (&self.tuning.flow, &self.tuning.batch);
+        // The last frame is kept, and may be one that proposes again what earlier owners had in flight.
+        let in_flight = 4 * (self.nodes() * flow.stream_inflight_bytes_max) as u64;
+        let last_frame = in_flight.min(batch.bytes_max as u64).max(REST_BYTES);
         Sizes {
-            stream_bytes: retained + REST_BYTES + 2 * self.value_bytes_max as u64,
+            stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.value_bytes_max as u64,
             requests: 0,
             link_queue_bytes: REST_BYTES,
             client_queue_bytes: 0,
@@ -305,6 +311,7 @@ impl fmt::Display for Plan {
         let (window, pieces, wan) = (self.window_bytes, self.pieces_permille, cluster.wan.is_some());
         writeln!(f, "  delays {:?} µs, window {window}, in pieces {pieces}‰, matrix {wan}", self.delays_us)?;
         let (disk, turns, clocks) = (self.disk_us, self.long_turn_permille, &self.clock_ppm);
+        writeln!(f, "  checkpoints after {} records, {} bytes a turn", self.checkpoints.0, self.checkpoints.1)?;
         writeln!(f, "  disk {disk} µs, long turns {turns}‰, clocks {clocks:?} ppm")?;
         let (clients, hot, cold, operations) = (self.clients, self.hot_keys, self.cold_keys, self.operations);
         writeln!(f, "  {clients} clients, {hot} hot and {cold} cold keys, {operations} operations")?;
@@ -427,6 +434,8 @@ fn tuning(random: &mut Random, calm: bool) -> Tuning {
     timers.heartbeat_us = 10_000;
     timers.suspect_silent_us = *random.pick(&[40_000, 80_000]);
     timers.suspect_down_us = *random.pick(&[5_000, 20_000]);
+    timers.suspect_recover_us = *random.pick(&[0, 25_000]);
+    timers.takeover_delay_us = *random.pick(&[30_000, 100_000]);
     timers.prepare_retry_us = 10_000;
     timers.backoff_min_us = 500;
     timers.backoff_max_us = 20_000;

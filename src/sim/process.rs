@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    disk::{Disk, DiskLog, ReadError},
+    disk::{Disk, DiskLog, ReadError, Recovered},
     net::SimSocket,
     plan::Plan,
     witness::{Watch, Witness},
@@ -178,7 +178,14 @@ fn recovered(start: &Start<'_>, shard: ShardId, now: Micros, disk: &mut Disk) ->
     config.mutant = start.mutant;
     let mut core = WPaxos::new(config, now);
     if start.state_boot > 1 {
-        for record in disk.recover()? {
+        let Recovered { checkpoint, records } = disk.recover()?;
+        if let Some((position, frames)) = checkpoint {
+            for frame in frames {
+                core.on_restore(now, &frame).expect("what was kept is well-formed");
+            }
+            core.end_restore(now, position);
+        }
+        for record in records {
             core.on_replay(now, &record).expect("what was logged is well-formed");
         }
         core.end_replay(now);

@@ -13,7 +13,7 @@ pub(super) fn describe(bytes: &bytes::Bytes) -> String {
         Kind::AcceptBatch => batch(body, &mut text),
         Kind::Ack | Kind::Resume => standing(body, &mut text),
         Kind::Skip | Kind::CatchUpDone => {
-            let _ = write!(text, " to {}", word(body, 12));
+            let _ = write!(text, " to {}", word(body, 16));
         }
         Kind::Prepare => {
             let _ = write!(text, " {} applied {}", ballot(word(body, 0)), word(body, 8));
@@ -28,6 +28,13 @@ pub(super) fn describe(bytes: &bytes::Bytes) -> String {
         Kind::State => {
             let _ = write!(text, " applied {} promised {}", word(body, 0), ballot(word(body, 8)));
         }
+        Kind::Configuration => {
+            let _ = write!(text, " v{} stranger {} {:x?}", half(body, 0), body[4], words(&body[8..]));
+        }
+        Kind::Reconfigure => {
+            let (step, version, number) = (body[0], half(body, 4), ballot(word(body, 8)));
+            let _ = write!(text, " step {step} v{version} {number} {:x?}", words(&body[24..]));
+        }
         Kind::Compare => compare(body, &mut text),
         _ => {}
     }
@@ -36,16 +43,16 @@ pub(super) fn describe(bytes: &bytes::Bytes) -> String {
 
 fn compare(body: &[u8], text: &mut String) {
     let _ = write!(text, " answers {} settled {}", body[0], body[1]);
-    for row in body[4..].chunks_exact(24) {
-        let _ = write!(text, " [node {} boot {}: {}]", row[0], half(row, 12), word(row, 16));
+    for row in body[4..].chunks_exact(28) {
+        let _ = write!(text, " [node {} boot {} v{}: {}]", row[0], half(row, 12), half(row, 16), word(row, 20));
     }
 }
 
 fn batch(body: &[u8], text: &mut String) {
-    let (first, from, to) = (word(body, 12), word(body, 20), word(body, 28));
-    let (entries, bytes, withdrawn) = (half(body, 36), half(body, 40), half(body, 44));
+    let (first, from, to) = (word(body, 16), word(body, 24), word(body, 32));
+    let (entries, bytes, withdrawn) = (half(body, 40), half(body, 44), half(body, 48));
     let _ = write!(text, " commit {from}..{to}");
-    let mut at = 52;
+    let mut at = 56;
     for seq in first..first + u64::from(entries) {
         let (slot, ballot, length) = (word(body, at), ballot(word(body, at + 8)), half(body, at + 16));
         let command = &body[at + 24..];
@@ -55,21 +62,26 @@ fn batch(body: &[u8], text: &mut String) {
         let _ = write!(text, " [{seq}: {key} slot {slot} {ballot} op {op} of {client}#{id}]");
         at += 24 + length as usize;
     }
-    let row = (0..withdrawn as usize).map(|place| word(body, 52 + bytes as usize + 8 * place));
+    let row = (0..withdrawn as usize).map(|place| word(body, 56 + bytes as usize + 8 * place));
     let _ = write!(text, " withdrawn {:?}", row.collect::<Vec<_>>());
 }
 
 fn standing(body: &[u8], text: &mut String) {
-    let (last, watermark, behind) = (word(body, 16), word(body, 24), word(body, 32));
-    let _ = write!(text, " last {last} watermark {watermark} behind {behind} refused");
-    for place in 0..half(body, 12) as usize {
-        let at = 40 + 16 * place;
+    let (last, watermark, behind) = (word(body, 24), word(body, 32), word(body, 40));
+    let learner = if body[20] == 1 { " (learner)" } else { "" };
+    let _ = write!(text, "{learner} last {last} watermark {watermark} behind {behind} refused");
+    for place in 0..half(body, 16) as usize {
+        let at = 48 + 16 * place;
         let _ = write!(text, " {}<{}", word(body, at), ballot(word(body, at + 8)));
     }
 }
 
 fn ballot(number: u64) -> String {
     format!("{}@{}.{}", number >> 16, number >> 8 & 0xff, number & 0xff)
+}
+
+fn words(body: &[u8]) -> Vec<u64> {
+    body.chunks_exact(8).map(|chunk| word(chunk, 0)).collect()
 }
 
 fn word(body: &[u8], at: usize) -> u64 {

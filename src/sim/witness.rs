@@ -94,6 +94,14 @@ impl Protocol for Witness {
         self.core.is_taken(now, peer, incarnation)
     }
 
+    fn on_restore(&mut self, now: Micros, frame: &Bytes) -> Result<(), FrameError> {
+        self.core.on_restore(now, frame)
+    }
+
+    fn end_restore(&mut self, now: Micros, record: RecordId) {
+        self.core.end_restore(now, record);
+    }
+
     fn membership(&self) -> Option<Membership> {
         self.core.membership()
     }

@@ -149,7 +149,7 @@ impl World {
             boot: 0,
             state_boot: 0,
             incarnation: random.schedule.any() | 1,
-            disks: (0..shards).map(|_| Rc::new(RefCell::new(Disk::new(plan.disk_us == 0)))).collect(),
+            disks: (0..shards).map(|_| Rc::new(RefCell::new(disk_of(&plan)))).collect(),
             paused_until: 0,
             slow: (0, 0),
             disk_stalled_until: 0,
@@ -492,6 +492,11 @@ impl World {
     pub(super) fn executed(&self) -> BTreeMap<u64, u64> {
         self.watch.borrow().observer.executed()
     }
+}
+
+fn disk_of(plan: &Plan) -> Disk {
+    let (every, piece) = plan.checkpoints;
+    Disk::new(plan.disk_us == 0, every, piece)
 }
 
 /// How much a shard holds.

@@ -75,10 +75,11 @@ impl WPaxos {
 
     /// Objects from a place on, about so many bytes of them.
     pub(super) fn put_objects(&self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
-        let mut place = usize::try_from(cursor).expect("a place in memory");
+        let start = usize::try_from(cursor).expect("a place in memory");
+        let mut place = start;
         let mut buffer = BytesMut::new();
         wire::begin(&mut buffer);
-        while place < self.objects.len() && buffer.len() < bytes {
+        while place < self.objects.len() && (place == start || buffer.len() < bytes) {
             let known = &self.objects[ObjectIndex(place as u32)];
             place += 1;
             if known.applied > 0 || known.promised != Ballot::ZERO {
@@ -139,13 +140,14 @@ impl WPaxos {
         }
         match frame.kind {
             Kind::Membership => self.take_membership(now, &frame, false),
+            // Its ballots bring their versions: a later one may have come while objects were written.
+            Kind::Kept => self.restore_objects(now, &frame),
             _ if frame.config_version != self.config.version => {
                 Err(self.refuse(&frame, "it belongs to another configuration version"))
             }
             Kind::Compare => self.replay_reached(&frame),
             Kind::StreamPlace => self.restore_place(&frame),
             Kind::AcceptBatch => self.restore_batch(&frame),
-            Kind::Kept => self.restore_objects(now, &frame),
             _ => Err(self.refuse(&frame, "no checkpoint holds this kind")),
         }
     }

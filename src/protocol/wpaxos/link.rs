@@ -7,6 +7,7 @@ use zerocopy::{Immutable, IntoBytes};
 use crate::{
     protocol::{Micros, Outputs, RecordId, Send},
     topology::NodeIndex,
+    tuning::Timers,
     wire::{self, Kind},
 };
 
@@ -57,6 +58,9 @@ pub(super) struct Link {
     pub(super) learner: bool,
     connection: u64,
     down_since: Micros,
+    /// It was suspected, and has not been well for long since.
+    distrusted: bool,
+    well_since: Option<Micros>,
     /// When a frame last came from it.
     pub(super) heard_at: Micros,
     /// Its clock in its last heartbeat, and when that came.
@@ -93,6 +97,8 @@ impl Link {
             learner: false,
             connection: 0,
             down_since: now,
+            distrusted: false,
+            well_since: None,
             heard_at: now,
             heartbeat: None,
             heartbeat_sent_at: now,
@@ -180,8 +186,27 @@ impl Link {
     }
 
     /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long.
-    pub(super) fn is_suspected(&self, now: Micros, down_us: u64, silent_us: u64) -> bool {
-        if self.up { now.since(self.heard_at) > silent_us } else { now.since(self.down_since) > down_us }
+    pub(super) fn is_suspected(&self, now: Micros, timers: &Timers) -> bool {
+        match self.up {
+            true => now.since(self.heard_at) > timers.suspect_silent_us,
+            false => now.since(self.down_since) > timers.suspect_down_us,
+        }
+    }
+
+    /// Whether the peer can be relied on: it has a vote, and has been well for a while if it was suspected. One that comes and
+    /// goes is spoken to, but not waited for.
+    pub(super) fn is_reliable(&self, now: Micros, timers: &Timers) -> bool {
+        self.up && !self.learner && !self.distrusted && !self.is_suspected(now, timers)
+    }
+
+    /// Notes that the peer is suspected, or has been well for long enough since it was.
+    pub(super) fn watch(&mut self, now: Micros, timers: &Timers) {
+        if self.is_suspected(now, timers) {
+            (self.distrusted, self.well_since) = (self.connection > 0, None);
+        } else if self.distrusted {
+            let since = *self.well_since.get_or_insert(now);
+            self.distrusted = now.since(since) < timers.suspect_recover_us;
+        }
     }
 
     /// Since when the peer has not been heard.

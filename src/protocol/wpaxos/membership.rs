@@ -19,7 +19,13 @@ impl WPaxos {
         let timers = &self.config.timers;
         node != self.config.me
             && !self.config.has(Mutant::NeverSuspected)
-            && self.links[node.index()].is_suspected(now, timers.suspect_down_us, timers.suspect_silent_us)
+            && self.links[node.index()].is_suspected(now, timers)
+    }
+
+    /// Notes who is suspected, and who has been heard for long enough to be trusted again.
+    pub(super) fn watch_peers(&mut self, now: Micros) {
+        let timers = self.config.timers;
+        self.links.iter_mut().for_each(|link| link.watch(now, &timers));
     }
 
     pub(super) fn send_heartbeats(&mut self, now: Micros, out: &mut Outputs) {
@@ -82,8 +88,7 @@ impl WPaxos {
         self.measure_zones();
         let own = self.config.my_zone();
         let live = |node: &NodeIndex| {
-            let link = &self.links[node.index()];
-            *node == self.config.me || (link.is_up() && !link.learner && !self.is_suspected(now, *node))
+            *node == self.config.me || self.links[node.index()].is_reliable(now, &self.config.timers)
         };
         let mut order: Vec<NodeIndex> =
             (0..self.links.len()).map(|node| NodeIndex(node as u8)).filter(|node| live(node)).collect();

@@ -15,6 +15,7 @@
 //! | `catchup` | gaps, state transfer |
 //! | `converge` | streams that have ended: orphans, and who is behind |
 //! | `membership` | who is alive, who is near |
+//! | `takeover` | objects of silent owners |
 //! | `replay` | recovery from the log |
 //! | `checkpoint` | what a log may begin with |
 //! | `versions` | configuration versions, incarnations, who may vote |
@@ -43,6 +44,7 @@ mod requests;
 mod state;
 mod steal;
 mod stream;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod versions;
@@ -150,6 +152,7 @@ counters! {
     states_asked: "States asked for.",
     states_sent: "States sent.",
     skips: "Receivers that this node's stream no longer reached back for.",
+    taken_from_silent: "Objects of silent owners taken into phase 1 though nobody had asked for them.",
     orphans: "Objects of ended streams taken into phase 1.",
     surveys: "Surveys of peers that had got further in ended streams.",
 }
@@ -176,6 +179,7 @@ pub struct WPaxos {
     /// Configuration versions, and what this node may do in its own.
     versions: Versions,
     restore: checkpoint::Restore,
+    takeover: takeover::Takeover,
 
     /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
     eager: NodeSet,
@@ -231,6 +235,7 @@ impl WPaxos {
             replaying: false,
             versions: Versions::new(nodes, config.version, config.founded.as_ref()),
             restore: checkpoint::Restore::default(),
+            takeover: takeover::Takeover::default(),
             eager: NodeSet::EMPTY,
             all_eager: true,
             progress_at: now,
@@ -479,7 +484,9 @@ impl Protocol for WPaxos {
         if now.since(self.checked_at) >= CHECK_US {
             self.checked_at = now;
             self.check_requests(now, out);
+            self.watch_peers(now);
             self.check_orphans(now);
+            self.check_takeover(now);
             self.check_convergence(now, out);
             self.check_versions(now, out);
             self.choose_eager(now);

@@ -2,6 +2,7 @@
 //! find is in `crate::sim`.
 
 #[cfg(feature = "sim")]
+mod newcomers;
 mod planted;
 mod recovery;
 
@@ -44,6 +45,8 @@ impl Bench {
         let mut tuning = Tuning::default();
         // Exact outputs need exact times: nothing is held for company, and learners wait as long as commits do.
         (tuning.batch.linger_us, tuning.batch.learner_delay_us) = (0, 1000);
+        // Nor does anybody begin anything that nobody has asked for.
+        tuning.timers.takeover_delay_us = u64::MAX;
         cluster.quorum = QuorumSpec::Majority;
         cluster.steal = StealPolicy::None;
         change(&mut cluster, &mut tuning);
@@ -96,7 +99,8 @@ impl Bench {
 
     fn connect(&mut self, a: usize, b: usize) {
         for (node, peer) in [(a, b), (b, a)] {
-            self.nodes[node].on_link_up(self.now, NodeIndex(peer as u8), 100 + peer as u64, &mut self.outs[node]);
+            let (index, incarnation) = (NodeIndex(peer as u8), self.configs[peer].incarnation);
+            self.nodes[node].on_link_up(self.now, index, incarnation, &mut self.outs[node]);
             self.flush(node);
         }
     }
@@ -131,7 +135,11 @@ impl Bench {
     fn settle_but(&mut self, held: &[(usize, usize)]) {
         for _ in 0..40 {
             let mut moved = true;
+            let mut rounds = 0;
             while moved {
+                rounds += 1;
+                let all = self.links.iter().flatten().flatten().map(|frame| frame.kind);
+                assert!(rounds < 10_000, "it never ends: {:?}", all.collect::<Vec<_>>());
                 moved = false;
                 for (from, to) in self.pairs() {
                     if !held.contains(&(from, to)) && !self.links[from][to].is_empty() {

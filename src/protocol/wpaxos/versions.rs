@@ -106,6 +106,7 @@ pub(super) struct Versions {
     refused: bool,
     attempt: Option<Attempt>,
     attempt_at: Micros,
+    attempts: u32,
     /// The highest round of an attempt that was heard of.
     round: u64,
     pub(super) merge: Merge,
@@ -126,6 +127,7 @@ impl Versions {
             refused: false,
             attempt: None,
             attempt_at: Micros(0),
+            attempts: 0,
             round: 0,
             merge: Merge::default(),
         }
@@ -414,7 +416,10 @@ impl WPaxos {
             return;
         }
         let timers = &self.config.timers;
-        let (patience, spread) = (timers.prepare_retry_us, timers.backoff_max_us.max(1));
+        let (least, most, spread) = (timers.prepare_retry_us, timers.request_timeout_us, timers.backoff_max_us.max(1));
+        // How far away strangers are is not known: each attempt has more time than the last one.
+        let patience = (least << self.versions.attempts.min(20)).min(most.max(least));
+        self.versions.attempts += 1;
         self.versions.attempt_at = now.plus(patience + self.random.next() % spread);
         let round = self.versions.round.max(self.versions.promised >> 16) + 1;
         let id = self.config.my_id();

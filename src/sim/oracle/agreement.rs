@@ -49,6 +49,8 @@ struct Vote {
     ballot: Ballot,
     command: Box<[u8]>,
     voters: NodeSet,
+    /// Voters that have lost their disks since: their votes stay given.
+    bygone: NodeSet,
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +171,7 @@ impl Agreement {
         slot.is_decided = true;
         let known = slot.command.clone();
         let fits = |vote: &&Vote| known.as_ref().is_none_or(|known| *known == vote.command);
-        let chosen: Vec<&Vote> = slot.votes.iter().filter(|vote| quorums.is_phase2_quorum(vote.voters)).collect();
+        let chosen: Vec<&Vote> = slot.votes.iter().filter(|vote| quorums.is_phase2_quorum(vote.all())).collect();
         if let Some(other) = chosen.iter().find(|vote| vote.command != chosen[0].command) {
             let text = format!(
                 "slot {number} of key {key} has quorums for two commands: {} and {}",
@@ -225,7 +227,10 @@ impl Agreement {
         self.boots[node.index()] += 1;
         for record in self.keys.values_mut() {
             record.applied[node.index()] = 0;
-            record.slots.values_mut().for_each(|slot| slot.excused = true);
+            for slot in record.slots.values_mut() {
+                slot.excused = true;
+                slot.votes.iter_mut().for_each(|vote| vote.outlive(node));
+            }
         }
     }
 
@@ -247,8 +252,20 @@ impl Agreement {
 }
 
 impl Vote {
+    fn all(&self) -> NodeSet {
+        NodeSet(self.voters.0 | self.bygone.0)
+    }
+
+    /// The voter has lost its disk: what it comes back with says nothing of this vote.
+    fn outlive(&mut self, node: NodeIndex) {
+        if self.voters.contains(node) {
+            self.voters.remove(node);
+            self.bygone.insert(node);
+        }
+    }
+
     fn describe(&self) -> String {
-        format!("{:016x} at {:?} by {:?}", xxh3_64(&self.command), self.ballot, self.voters)
+        format!("{:016x} at {:?} by {:?}", xxh3_64(&self.command), self.ballot, self.all())
     }
 }
 
@@ -280,7 +297,12 @@ impl SlotRecord {
             }
             None => {
                 let voters = [node].into_iter().collect();
-                self.votes.push(Vote { ballot: entry.ballot, command: entry.command.into(), voters });
+                self.votes.push(Vote {
+                    ballot: entry.ballot,
+                    command: entry.command.into(),
+                    voters,
+                    bygone: NodeSet::EMPTY,
+                });
             }
         }
     }

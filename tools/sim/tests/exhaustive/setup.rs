@@ -127,6 +127,7 @@ fn tuning() -> Tuning {
     let timers = &mut tuning.timers;
     (timers.heartbeat_us, timers.suspect_silent_us) = (NEVER_US, NEVER_US);
     (timers.request_timeout_us, timers.q2_fallback_us) = (NEVER_US, NEVER_US);
+    (timers.suspect_recover_us, timers.takeover_delay_us) = (0, NEVER_US);
     // No chance in the time of a retry.
     (timers.backoff_min_us, timers.backoff_max_us) = (0, 0);
     let due = TICK_US / 2;
