@@ -1,5 +1,6 @@
 //! Replicas that keep their state: killed and started again, on directories that are theirs, or not, or damaged, or full.
 
+#[allow(dead_code, reason = "shared with other tests, which use other parts of it")]
 mod support;
 
 use std::{
