@@ -11,7 +11,7 @@ use std::{
 use crate::{
     failure::{Failure, StartError},
     protocol::Protocol,
-    server::{Server, ServerHandle, ServerOptions, Threads},
+    server::{Server, ServerHandle, ServerOptions, Threads, check_open_files},
     shard::ShardContext,
     topology::{Cluster, HistoryBounds, HttpSettings, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Durability, Tuning},
@@ -245,6 +245,7 @@ impl LocalCluster {
         let tuning = Arc::new(options.tuning.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = options.threads.unwrap_or(cores).clamp(1, options.sockets());
+        check_open_files(&cluster, cluster.nodes.len())?;
         let data = Data::of(options)?;
         let threads = Threads::start(&options.name, count, &tuning)?;
         let (durability, servers) = (options.durability, Vec::new());

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::{
     failure::{Failure, StartError},
     protocol::{
@@ -125,6 +127,7 @@ impl Server {
         let ServerOptions { cluster, node: id, tuning, durability, data, threads, stop, facts } = options;
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
+        check_open_files(&cluster, 1)?;
         let addresses = cluster.member(index).shards.clone();
         for address in addresses.iter().chain(&cluster.member(index).http) {
             check_free(*address)?;
@@ -303,13 +306,12 @@ pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have
-/// few. Warns if they are too few for what the cluster file allows.
-pub fn raise_open_files_limit(cluster: &Cluster) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+/// Lets this process have as many open files as it may: a connection is one or two, and the usual limit is for programs that
+/// have few. Warns if they are too few for this many HTTP connections.
+pub fn raise_open_files_limit(http_connections_max: usize) {
     /// For links, native clients and everything else.
     const SPARE: u64 = 1024;
-    let needed = cluster.http.connections_max as u64 + SPARE;
+    let needed = http_connections_max as u64 + SPARE;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = if raised.is_ok() { maximum } else { current };
@@ -342,6 +344,27 @@ fn open_data(
             "durability none keeps nothing, so it cannot use the data directory {}: leave that out, or choose sync or async",
             path.display()
         ))),
+    }
+}
+
+/// Checks that so many nodes of a cluster, in this process, may have the files open that they need without any client.
+///
+/// # Errors
+/// If they may not.
+pub(crate) fn check_open_files(cluster: &Cluster, nodes: usize) -> Result<(), Failure> {
+    /// What every process has open, its threads, and a few clients.
+    const BASE: usize = 64;
+    /// Two listeners; the segment that is written, the one before and the next; a checkpoint.
+    const OF_A_SHARD: usize = 6;
+    /// Its end of a link, for reading and for writing.
+    const OF_A_LINK: usize = 2;
+    let shards = nodes * usize::from(cluster.shards);
+    let needed = BASE + shards * (OF_A_SHARD + OF_A_LINK * (cluster.nodes.len() - 1));
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed as u64 => Err(Failure::Environment(format!(
+            "{limit} open files are allowed, and links and logs alone need {needed}: raise `ulimit -n` (`LimitNOFILE=`)"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -538,3 +538,46 @@ fn an_error_ends_the_log_and_nothing_is_durable_after_it() {
         assert!(matches!(&failures[0], Failure::Disk(said) if said.contains("segment-")), "{failures:?}");
     });
 }
+
+#[test]
+#[ignore = "prints figures, in a directory below $WAL_DIRECTORY or the system's: --release -- --ignored --nocapture"]
+fn group_commits_per_second() {
+    let place = std::env::var_os("WAL_DIRECTORY").map_or_else(std::env::temp_dir, PathBuf::from);
+    for (mode, access) in each_way() {
+        for (in_flight, bytes) in [(1, 100), (4, 100), (16, 100), (64, 100), (256, 100), (1, 65_536), (16, 65_536)] {
+            let place = place.clone();
+            run(move || async move {
+                let directory = tempfile::tempdir_in(place).unwrap();
+                let tuning = LogTuning { checkpoint_log_bytes: u64::MAX, ..LogTuning::default() };
+                file::make_zeros(&directory.path().join("segment-1"), tuning.segment_bytes as u64).unwrap();
+                let spec = LogSpec { mode, access, tuning, ..spec(directory.path()) };
+                let (_, wal, _) = start(&spec).await;
+                let wake = Rc::new(Notify::default());
+                let woken = Rc::clone(&wake);
+                wal.set_wake(move || woken.notify());
+                let sample = record(1, bytes).frame;
+                let (began, mut last, mut wakes) = (std::time::Instant::now(), 0, 0u64);
+                let mut records = Vec::new();
+                while began.elapsed().as_secs_f32() < 1.0 {
+                    while last < wal.durable().0 + in_flight {
+                        last += 1;
+                        records.push(Record { id: RecordId(last), from: NodeIndex(0), frame: sample.clone() });
+                    }
+                    wal.append(&mut records);
+                    wake.notified().await;
+                    wakes += 1;
+                }
+                let (seconds, durable) = (began.elapsed().as_secs_f64(), wal.durable().0);
+                let rate = |count: u64| (count as f64 / seconds) as u64;
+                println!(
+                    "{mode} {}: {in_flight:>3} records of {bytes} bytes in flight: {} records/s, {} groups/s, {} us each",
+                    access.name(),
+                    rate(durable),
+                    rate(wakes),
+                    (seconds * 1e6 / wakes as f64) as u64
+                );
+                assert!(wal.close().await);
+            });
+        }
+    }
+}
