@@ -92,6 +92,14 @@ impl WPaxos {
         (buffer.freeze(), (place < self.objects.len()).then_some(place as u64))
     }
 
+    /// The checkpoint shows what this node has committed and executed, whether it has told anybody or not. The log says so
+    /// behind it: should this node restart before it tells, the others would not know that there is more.
+    pub(super) fn claim_committed(&mut self) {
+        if !self.config.has(Mutant::CheckpointUnclaimed) {
+            self.seal_batch();
+        }
+    }
+
     fn put_object(&self, buffer: &mut BytesMut, known: &Object) {
         let start = buffer.len();
         let tail = if self.config.has(Mutant::CheckpointWithoutTails) { 0 } else { known.tail.len() };
