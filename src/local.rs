@@ -11,7 +11,7 @@ use std::{
 use crate::{
     failure::{Failure, StartError},
     protocol::Protocol,
-    server::{Server, ServerHandle, ServerOptions, Threads},
+    server::{Server, ServerHandle, ServerOptions, Threads, check_open_files},
     shard::ShardContext,
     topology::{Cluster, HistoryBounds, HttpSettings, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Durability, Tuning},
@@ -37,8 +37,8 @@ pub struct LocalOptions {
     pub tuning: Tuning,
     /// What a record must have survived before anything that depends on it leaves a node.
     pub durability: Durability,
-    /// Where the nodes have their data directories, `1.1` and so on; without it, a directory of the system's for temporary files
-    /// that is removed at the end. Nowhere with [`Durability::None`].
+    /// Where the nodes have their data directories, `1.1` and so on; without it, a directory of the system's for temporary
+    /// files that is removed at the end. Nowhere with [`Durability::None`].
     pub data: Option<PathBuf>,
     /// The quorum system; that of [`QuorumSpec::default_for`] if `None`.
     pub quorum: Option<QuorumSpec>,
@@ -245,6 +245,7 @@ impl LocalCluster {
         let tuning = Arc::new(options.tuning.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = options.threads.unwrap_or(cores).clamp(1, options.sockets());
+        check_open_files(&cluster, cluster.nodes.len())?;
         let data = Data::of(options)?;
         let threads = Threads::start(&options.name, count, &tuning)?;
         let (durability, servers) = (options.durability, Vec::new());

@@ -9,8 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     failure::{Failure, StartError},
@@ -24,6 +26,9 @@ use crate::{
     tuning::{Durability, Tuning},
     wal::{DataDir, Identity},
 };
+
+/// An address that is still in use after so long is another process's.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a replica needs to know.
 #[derive(Clone, Debug)]
@@ -122,6 +127,7 @@ impl Server {
         let ServerOptions { cluster, node: id, tuning, durability, data, threads, stop, facts } = options;
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
+        check_open_files(&cluster, 1)?;
         let addresses = cluster.member(index).shards.clone();
         for address in addresses.iter().chain(&cluster.member(index).http) {
             check_free(*address)?;
@@ -300,13 +306,12 @@ pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have
-/// few. Warns if they are too few for what the cluster file allows.
-pub fn raise_open_files_limit(cluster: &Cluster) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+/// Lets this process have as many open files as it may: a connection is one or two, and the usual limit is for programs that
+/// have few. Warns if they are too few for this many HTTP connections.
+pub fn raise_open_files_limit(http_connections_max: usize) {
     /// For links, native clients and everything else.
     const SPARE: u64 = 1024;
-    let needed = cluster.http.connections_max as u64 + SPARE;
+    let needed = http_connections_max as u64 + SPARE;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = if raised.is_ok() { maximum } else { current };
@@ -342,6 +347,27 @@ fn open_data(
     }
 }
 
+/// Checks that so many nodes of a cluster, in this process, may have the files open that they need without any client.
+///
+/// # Errors
+/// If they may not.
+pub(crate) fn check_open_files(cluster: &Cluster, nodes: usize) -> Result<(), Failure> {
+    /// What every process has open, its threads, and a few clients.
+    const BASE: usize = 64;
+    /// Two listeners; the segment that is written, the one before and the next; a checkpoint.
+    const OF_A_SHARD: usize = 6;
+    /// Its end of a link, for reading and for writing.
+    const OF_A_LINK: usize = 2;
+    let shards = nodes * usize::from(cluster.shards);
+    let needed = BASE + shards * (OF_A_SHARD + OF_A_LINK * (cluster.nodes.len() - 1));
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed as u64 => Err(Failure::Environment(format!(
+            "{limit} open files are allowed, and links and logs alone need {needed}: raise `ulimit -n` (`LimitNOFILE=`)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
     let known: Vec<_> = cluster.nodes.iter().map(|member| member.id.to_string()).collect();
     Failure::Config(format!("the cluster '{}' has no node {id}; it has {}", cluster.name, known.join(", ")))
@@ -352,16 +378,21 @@ fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
 ///
 /// A plain bind fails beside any listener, but also beside connections of an earlier one that linger in TIME_WAIT; a
 /// connection tells them apart.
+///
+/// The kernel takes some time to clear up behind a process that was killed, and its ring keeps the listener open until then.
 fn check_free(address: SocketAddr) -> Result<(), Failure> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-                _ => Err(Failure::AddressInUse(address)),
-            }
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(Failure::of_address(address, &error)),
         }
-        Err(error) => Err(Failure::of_address(address, &error)),
+        match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            _ if started.elapsed() >= ADDRESS_PATIENCE => return Err(Failure::AddressInUse(address)),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 

@@ -236,13 +236,15 @@ pub(super) struct Open {
     pub(super) written: u64,
     /// Everything is staged, and shows effects of records up to this one.
     pub(super) ended: Option<RecordId>,
+    /// The footer is staged too, or written.
+    footed: bool,
 }
 
 impl Open {
     pub(super) fn begin(name: LogName, position: RecordId, frames: Vec<Bytes>) -> Self {
         let mut staged = Vec::with_capacity(2 * PIECE_BYTES);
         let encoder = Encoder::begin(name, position, &mut staged);
-        Self { position, encoder, waiting: frames.into(), staged, written: 0, ended: None }
+        Self { position, encoder, waiting: frames.into(), staged, written: 0, ended: None, footed: false }
     }
 
     pub(super) fn objects(&mut self, frame: Bytes) {
@@ -265,11 +267,10 @@ impl Open {
             && let Some(frame) = self.waiting.pop_front()
         {
             self.encoder.frame(&frame, &mut self.staged);
-            if self.waiting.is_empty()
-                && let Some(record) = self.ended
-            {
-                self.encoder.end(record, &mut self.staged);
-            }
+        }
+        if let (Some(record), true, false) = (self.ended, self.waiting.is_empty(), self.footed) {
+            self.footed = true;
+            self.encoder.end(record, &mut self.staged);
         }
         let due = self.staged.len() >= PIECE_BYTES || (self.ended.is_some() && !self.staged.is_empty());
         due.then(|| (std::mem::replace(&mut self.staged, Vec::with_capacity(PIECE_BYTES)), self.written))

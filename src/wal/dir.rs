@@ -164,6 +164,12 @@ impl DataDir {
             Durability::Sync => Access::of_directory(&path)?,
             Durability::Async | Durability::None => Access::Buffered,
         };
+        if mode == Durability::Sync && access == Access::Buffered {
+            tracing::warn!(
+                directory = %path.display(),
+                "the file system takes no direct writes: the log goes through the page cache, each write synced"
+            );
+        }
         let identity = match read_identity(&path)? {
             Some(found) => {
                 if let Some(difference) = expected.difference(&found) {

@@ -41,6 +41,8 @@ mod dir;
 mod file;
 mod format;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use dir::{DataDir, Identity};

@@ -78,6 +78,8 @@ pub(crate) struct Recovery {
     broken: Vec<(Candidate, u64)>,
     reading: Option<(Segment, Reader)>,
     recovered: Recovered,
+    /// Where the last segment that was read has no more groups.
+    ended_at: u64,
     /// The first record that the checkpoint does not stand for.
     needed: RecordId,
     pub(crate) bytes_read: u64,
@@ -117,6 +119,7 @@ impl Recovery {
             waiting: Vec::new(),
             broken: Vec::new(),
             reading: None,
+            ended_at: 0,
             needed: RecordId(position.0 + 1),
             bytes_read: 0,
             bytes_total: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.bytes),
@@ -163,6 +166,10 @@ impl Recovery {
         if let Some(first) = needed.first() {
             self.recovered.sequence = first.head.sequence - 1;
             if first.head.first > self.needed {
+                let holds = |broken: &GroupHead| broken.last() >= self.needed && broken.first < first.head.first;
+                if let Some((broken, offset)) = self.broken.iter().find(|(broken, _)| holds(&broken.head)) {
+                    return Err(broken_first(&broken.path, *offset));
+                }
                 let problem = format!("it begins with record {}", first.head.first.0);
                 let problem = format!("{problem}, but nothing holds the records from {} on", self.needed.0);
                 return Err(damaged(&first.path, 0, &problem));
@@ -268,6 +275,7 @@ impl Recovery {
             );
         }
         self.bytes_read += segment.bytes - at;
+        self.ended_at = at;
         self.recovered.live.push(segment);
         Ok(())
     }
@@ -276,8 +284,7 @@ impl Recovery {
     fn check_end(&mut self) -> Result<(), Failure> {
         let last = self.recovered.sequence;
         if let Some((candidate, offset)) = self.broken.iter().find(|(candidate, _)| candidate.head.sequence > last) {
-            let problem = format!("the segment's first group is not whole, but one follows at {offset}");
-            return Err(damaged(&candidate.path, 0, &problem));
+            return Err(broken_first(&candidate.path, *offset));
         }
         for (Candidate { path, bytes, .. }, _) in self.broken.drain(..) {
             self.recovered.free.push(Segment { path, bytes, last: RecordId(0) });
@@ -298,16 +305,14 @@ impl Recovery {
         let (from, to) = (self.recovered.sequence + 1, candidate.head.sequence);
         let broken = self.broken.iter().find(|(broken, _)| (from..to).contains(&broken.head.sequence));
         match (broken, self.recovered.live.last()) {
-            (Some((broken, offset)), _) => damaged(
-                &broken.path,
-                0,
-                &format!("the segment's first group is not whole, but one follows at {offset}"),
-            ),
-            (None, before) => {
-                let before = before.map_or_else(String::new, |before| format!(" behind {}", before.path.display()));
-                let problem = format!("it begins with group {to}; the groups from {from} on are missing{before}");
-                damaged(&candidate.path, 0, &problem)
+            (Some((broken, offset)), _) => broken_first(&broken.path, *offset),
+            (None, Some(before)) => {
+                let follows = candidate.path.display();
+                let problem =
+                    format!("group {from} is missing: no whole group is here, and group {to} follows in {follows}");
+                damaged(&before.path, self.ended_at, &problem)
             }
+            (None, None) => damaged(&candidate.path, 0, &format!("group {from} is missing before group {to}")),
         }
     }
 
@@ -347,6 +352,10 @@ fn list(directory: &Path) -> Result<(Vec<(u32, PathBuf, u64)>, Vec<CheckpointFil
     segments.sort();
     checkpoints.sort_by_key(|checkpoint| checkpoint.position);
     Ok((segments, checkpoints))
+}
+
+fn broken_first(path: &Path, follows: u64) -> Failure {
+    damaged(path, 0, &format!("no whole group is here, but one follows at {follows}"))
 }
 
 /// Damage, where it is, and what to do.

@@ -44,6 +44,12 @@ impl Process {
         assert!(told.success());
     }
 
+    /// Whether it has not ended.
+    #[allow(dead_code, reason = "not every test that shares this module waits for an end")]
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// The exit code and what it said, once it has ended by itself.
     pub fn ended(mut self) -> (Option<i32>, String) {
         let started = Instant::now();

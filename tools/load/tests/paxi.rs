@@ -49,7 +49,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-const SMALL: &str = "--zones 1 --nodes 1 --quiet";
+const SMALL: &str = "--zones 1 --nodes 1 --durability none --quiet";
 
 #[test]
 fn a_checked_run_leaves_paxis_files_and_a_spoilt_history_is_refused() {
