@@ -475,7 +475,7 @@ impl<P: Protocol> Core<P> {
         }
         self.settle(now);
         self.obey(now);
-        self.write_checkpoint();
+        self.write_checkpoint(now);
         self.links.release(now);
         self.links.send(&mut self.counters);
         self.clients.send(now, ticks, &mut self.counters);
@@ -503,7 +503,7 @@ impl<P: Protocol> Core<P> {
     }
 
     /// Gives the log a part of a checkpoint, if it takes one: everything handed out so far has been appended.
-    fn write_checkpoint(&mut self) {
+    fn write_checkpoint(&mut self, now: Micros) {
         let room = self.log.checkpoint_room();
         if room == 0 {
             return;
@@ -520,6 +520,8 @@ impl<P: Protocol> Core<P> {
             self.log.checkpoint(CheckpointPart::Objects(frame));
         }
         if next.is_none() {
+            // The protocol may have something to say that makes the end of it.
+            self.settle(now);
             self.log.checkpoint(CheckpointPart::End(self.appended));
         }
         self.checkpoint = next;
