@@ -145,12 +145,11 @@ fn measure(name: &str, plan: Plan, end: End, times: usize, meanwhile: Duration) 
     all_keys.sort_unstable();
     let middle = |sorted: &[Duration]| sorted[sorted.len() / 2];
     let worst = *gaps.last().unwrap();
+    let [gap, most, keys, most_keys] =
+        [middle(&gaps), worst, middle(&all_keys), *all_keys.last().unwrap()].map(|time| time.as_millis());
     eprintln!(
-        "{name}, {end:?}, {times} times: a client's gap {:.0?} in the median, {worst:.0?} at worst; all keys written again after \
-         {:.0?}, {:.0?}; {failed} requests failed",
-        middle(&gaps),
-        middle(&all_keys),
-        all_keys.last().unwrap()
+        "{name}, {end:?}, {times} times: a client's gap {gap} ms in the median, {most} ms at worst; all keys written again after \
+         {keys} ms, {most_keys} ms; {failed} requests failed"
     );
     worst
 }
