@@ -107,6 +107,10 @@ mutants! {
     InstalledUntold, "installed-untold", "Who installs a state in phase 1 fills no slot above it, so that others hear nothing.";
     EndedStreamsFull, "ended-streams-full", "Who remembers enough ended streams of an owner learns of no later one.";
     CatchUpUnlogged, "catch-up-unlogged", "What a catch-up or a survey brought is there after a restart, but no claim to it.";
+    CheckpointWithoutTails, "checkpoint-without-tails", "A checkpoint keeps what is executed, not what is accepted.";
+    CheckpointWithoutRefusals, "checkpoint-without-refusals", "A checkpoint forgets what was refused.";
+    CheckpointUnclaimed, "checkpoint-unclaimed", "A checkpoint shows what its node has committed, and nothing says that it has.";
+    CheckpointForgetsPromises, "checkpoint-forgets-promises", "A checkpoint keeps what is accepted, not what is promised.";
     RaisesUnlogged, "raises-unlogged", "What was refused because of hearsay is accepted by the replay.";
     RestartForgetsPromises, "restart-forgets-promises", "A restart keeps what was accepted, and forgets what was promised.";
     RestartForgetsRefusals, "restart-forgets-refusals", "A restart forgets what was refused.";

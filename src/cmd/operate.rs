@@ -203,7 +203,9 @@ pub(super) fn status(admin: &Admin, nodes: &[NodeId]) -> Report {
         nodes => nodes.iter().map(|node| (*node, admin.status(*node))).collect(),
     };
     let (mut report, mut rows) = (Report::new(OK, "status"), Vec::new());
-    let mut table = table(&["node", "state", "version", "objects", "waiting", "links down", "faults"]);
+    let header =
+        ["node", "state", "version", "config", "vote", "durability", "objects", "waiting", "links down", "faults"];
+    let mut table = table(&header);
     for (node, answer) in answers {
         match answer {
             Ok(status) => {
@@ -237,8 +239,38 @@ fn status_row(node: NodeId, status: &Value) -> Vec<String> {
     };
     let faults: Vec<String> = list(&status["faults"]).iter().map(fault).collect();
     let or_none = |names: Vec<String>| if names.is_empty() { "-".to_owned() } else { names.join(", ") };
-    let version = status["version"].as_str().unwrap_or("-").to_owned();
-    vec![node.to_string(), "up".to_owned(), version, sum("objects"), sum("waiting"), or_none(down), or_none(faults)]
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let (config, vote) = least_membership(&shards);
+    // The mode; what is behind it is how the log is written.
+    let durability = text(&status["facts"]["durability"]).split(' ').next().unwrap_or_default().to_owned();
+    let (objects, waiting) = (sum("objects"), sum("waiting"));
+    let mut row = vec![node.to_string(), "up".to_owned(), text(&status["version"]), config, vote, durability];
+    row.extend([objects, waiting, or_none(down), or_none(faults)]);
+    row
+}
+
+/// The lowest configuration version of a node's shards, and the vote of the shard that is farthest from voting.
+fn least_membership(shards: &[Value]) -> (String, String) {
+    let memberships = || shards.iter().map(|shard| &shard["membership"]).filter(|membership| membership.is_object());
+    let version = memberships().filter_map(|membership| membership["version"].as_u64()).min();
+    let least = memberships().map(vote_of).min_by_key(|(rank, _)| *rank);
+    (
+        version.map_or_else(|| "-".to_owned(), |version| version.to_string()),
+        least.map_or("-".to_owned(), |(_, text)| text),
+    )
+}
+
+/// What a shard may do, after how far it is from voting.
+fn vote_of(membership: &Value) -> ((u8, usize), String) {
+    let learner = &membership["learner"];
+    let learned_from = learner["learned_from"].as_array().map_or(0, Vec::len);
+    match membership["vote"].as_str().unwrap_or("-") {
+        "learner" if learner["may_end"] == Value::Bool(false) => ((2, 0), "learner, no quorum".to_owned()),
+        "learner" => ((3, learned_from), format!("learner {learned_from}/{}", learner["others"])),
+        "new" => ((1, 0), "new".to_owned()),
+        "votes" => ((4, 0), "votes".to_owned()),
+        other => ((0, 0), other.to_owned()),
+    }
 }
 
 /// Of keys as every node sees them, or of all keys as one node sees them.

@@ -348,11 +348,16 @@ fn owners_are_as_each_node_sees_them_or_all_that_one_knows() {
 fn the_status_of_every_node_has_a_row() {
     let nodes = Nodes::start(4, true, |zone, _| match zone {
         1 => ok(
-            r#"{"version":"0.1.0","faults":[{"fault":"drop 2.1","seconds_left":4.2},{"fault":"crash","seconds_left":null}],
-            "shards":[{"shard":0,"objects":7,"waiting":1,"links":{"2.1":false,"3.1":true}},
-                      {"shard":1,"objects":5,"waiting":2,"links":{"2.1":false,"3.1":false}}]}"#,
+            r#"{"version":"0.1.0","facts":{"durability":"sync (direct)"},"faults":[{"fault":"drop 2.1","seconds_left":4.2},{"fault":"crash","seconds_left":null}],
+            "shards":[{"shard":0,"objects":7,"waiting":1,"links":{"2.1":false,"3.1":true},
+                       "membership":{"version":3,"vote":"votes","learner":null}},
+                      {"shard":1,"objects":5,"waiting":2,"links":{"2.1":false,"3.1":false},
+                       "membership":{"version":2,"vote":"learner",
+                                     "learner":{"learned_from":["2.1"],"others":3,"may_end":true}}}]}"#,
         ),
-        2 => ok(r#"{"version":"9.9.9","faults":[],"shards":[]}"#),
+        2 => ok(r#"{"version":"9.9.9","faults":[],"shards":[
+            {"membership":{"version":5,"vote":"learner","learner":{"learned_from":[],"others":3,"may_end":false}}},
+            {"membership":{"version":5,"vote":"votes","learner":null}}]}"#),
         3 => ok("{}"),
         _ => Said::Raw(""),
     });
@@ -360,9 +365,12 @@ fn the_status_of_every_node_has_a_row() {
     let rows: Vec<Vec<&str>> =
         out.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
     assert_eq!(code, UNREACHABLE);
-    assert_eq!(rows[1], ["1.1", "up", "0.1.0", "12", "3", "2.1, 3.1", "drop 2.1 for 4 s, crash"]);
-    assert_eq!(rows[2], ["2.1", "up", "9.9.9", "0", "0", "-", "-"]);
-    assert_eq!(rows[3], ["3.1", "up", "-", "0", "0", "-", "-"]);
+    assert_eq!(
+        rows[1],
+        ["1.1", "up", "0.1.0", "2", "learner 1/3", "sync", "12", "3", "2.1, 3.1", "drop 2.1 for 4 s, crash"]
+    );
+    assert_eq!(rows[2], ["2.1", "up", "9.9.9", "5", "learner, no quorum", "-", "0", "0", "-", "-"]);
+    assert_eq!(rows[3], ["3.1", "up", "-", "-", "-", "-", "0", "0", "-", "-"]);
     assert_eq!(rows[4], ["4.1", "no answer"]);
     let (code, line) = nodes.json("status 2.1,1.1");
     assert_eq!((code, line["nodes"][1]["status"]["shards"][0]["objects"].as_u64()), (OK, Some(7)));

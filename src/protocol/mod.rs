@@ -276,7 +276,8 @@ pub trait Protocol {
     fn begin_checkpoint(&mut self, _frames: &mut Vec<Bytes>) {}
 
     /// The next frame of a checkpoint: objects from place `cursor` on (0 at first), about `bytes` of them, and where to go on;
-    /// `None` at the end. Objects may be further on than at the checkpoint's beginning: records are replayed over them.
+    /// `None` at the end. Objects may be further on than at the checkpoint's beginning: records are replayed over them. At the
+    /// end the driver flushes: the checkpoint holds with the records that this gives.
     fn checkpoint_objects(&mut self, _cursor: u64, _bytes: usize) -> (Bytes, Option<u64>) {
         (Bytes::new(), None)
     }

@@ -12,7 +12,7 @@ use super::{
     clients::{Clients, Waiting},
     connection::Connection,
     counters::Counters,
-    hello::Refusal,
+    hello::{Code, Refusal},
     links::Links,
     log::{CheckpointPart, Log},
     mailbox::{LentAnswer, LentRequest},
@@ -36,6 +36,8 @@ pub(super) use web::Asked;
 
 /// A connection says hello within this time.
 const HELLO_TIMEOUT_US: u64 = 3_000_000;
+/// A node ends when its place has been taken for so many times as long as it takes to suspect a silent peer.
+const TAKEN_SUSPICIONS: u64 = 10;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
 const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a checkpoint that a turn makes: what it may hold up everything else by.
@@ -71,6 +73,8 @@ pub(super) struct Core<P> {
     stop_by: Option<Micros>,
     /// What was said last of the node's place in the configuration.
     membership: Option<Membership>,
+    /// Since when all that peers say is that another process has this node's place, and when one said so last.
+    taken: Option<(Micros, Micros)>,
     /// Requests over HTTP are encoded here.
     web_buffer: BytesMut,
     web_ids: web::Ids,
@@ -110,6 +114,7 @@ impl<P: Protocol> Core<P> {
             last_tick: Micros(0),
             stop_by: None,
             membership: None,
+            taken: None,
             web_buffer: BytesMut::new(),
             web_ids: web::Ids::new(&node, shard),
             counters: Counters::default(),
@@ -230,13 +235,26 @@ impl<P: Protocol> Core<P> {
         if matches!(frame.kind as u8, 1..=15 | 64..) {
             return Err(Refusal::malformed(format!("a {:?} has no place on a link that is up", frame.kind)));
         }
+        self.taken = None;
         self.protocol.on_frame(now, peer, frame, &mut self.out).map_err(Refusal::malformed)
     }
 
-    /// A peer has refused this node.
-    pub(super) fn refused_by(&self, peer: NodeIndex, refusal: &Refusal) {
+    /// A peer has refused this node. The place of a node whose machine has died counts as taken until that one is suspected;
+    /// a place that is taken for much longer is another process's, and this one ends.
+    pub(super) fn refused_by(&mut self, peer: NodeIndex, refusal: &Refusal) {
         let (own, peer) = (self.node.member().id, self.node.cluster.member(peer).id);
         tracing::warn!(node = %own, shard = self.shard.0, %peer, "refused by the peer: {refusal}");
+        if refusal.code != Code::Taken {
+            return;
+        }
+        let (now, patience) = (self.node.now(), TAKEN_SUSPICIONS * self.node.tuning.timers.suspect_silent_us);
+        let since = self.taken.filter(|(_, last)| now.since(*last) < patience).map_or(now, |(since, _)| since);
+        self.taken = Some((since, now));
+        if now.since(since) >= patience {
+            let text =
+                format!("{refusal} (no peer has said anything else to this process for {} s)", patience / 1_000_000);
+            self.node.fail(Failure::Refused(text));
+        }
     }
 
     /// Acts out what the protocol wants of the node as a whole: all links made anew, or its end.
@@ -457,7 +475,7 @@ impl<P: Protocol> Core<P> {
         }
         self.settle(now);
         self.obey(now);
-        self.write_checkpoint();
+        self.write_checkpoint(now);
         self.links.release(now);
         self.links.send(&mut self.counters);
         self.clients.send(now, ticks, &mut self.counters);
@@ -485,7 +503,7 @@ impl<P: Protocol> Core<P> {
     }
 
     /// Gives the log a part of a checkpoint, if it takes one: everything handed out so far has been appended.
-    fn write_checkpoint(&mut self) {
+    fn write_checkpoint(&mut self, now: Micros) {
         let room = self.log.checkpoint_room();
         if room == 0 {
             return;
@@ -502,6 +520,8 @@ impl<P: Protocol> Core<P> {
             self.log.checkpoint(CheckpointPart::Objects(frame));
         }
         if next.is_none() {
+            // The protocol may have something to say that makes the end of it.
+            self.settle(now);
             self.log.checkpoint(CheckpointPart::End(self.appended));
         }
         self.checkpoint = next;

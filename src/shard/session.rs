@@ -193,7 +193,7 @@ impl Session {
             Kind::PeerWelcome => {}
             Kind::Refused => {
                 let refusal = Refusal::read(frame.body());
-                shard.core.borrow().refused_by(peer, &refusal);
+                shard.core.borrow_mut().refused_by(peer, &refusal);
                 return Err(Ended::RefusedBy(refusal));
             }
             kind => return Err(Refusal::malformed(format!("the answer to a hello is not a {kind:?}")).into()),

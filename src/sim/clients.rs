@@ -19,7 +19,7 @@ use crate::{
     command::{Action, Expect, NewCommand, Status},
     protocol::ReadMode,
     shard::Socket,
-    store::SESSIONS_MAX,
+    store::SESSIONS_MIN,
     topology::{NodeIndex, ZoneIndex, shard_of, token_of},
     wire::{self, Kind},
 };
@@ -474,7 +474,7 @@ impl World {
     /// is asked for.
     pub(super) fn must_succeed(&mut self, node: usize, key: u64, write: bool, read: ReadMode) -> Checked {
         let client = self.plan.clients as usize;
-        let many_writers = client >= SESSIONS_MAX;
+        let many_writers = client >= SESSIONS_MIN;
         let mut operation = self.begin_must(client, node, key, write, read)?;
         // The first to use an object may have to learn of several owners, one after the other.
         let until = self.now + 5 * (self.plan.tuning.timers.request_timeout_us + 100_000);

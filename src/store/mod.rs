@@ -4,7 +4,7 @@ mod history;
 mod recent;
 
 pub use history::{History, Version};
-pub use recent::{Judgement, OLDER_MAX, Recent, SESSIONS_MAX, Session};
+pub use recent::{Judgement, OLDER_MAX, OPEN_SLOTS_MAX, Recent, SESSIONS_MAX, SESSIONS_MIN, Session};
 
 use crate::command::{Command, Expect, Op, Status};
 
@@ -151,12 +151,12 @@ mod tests {
         run(s, 1, 100, Action::Put(b"a"));
         assert_eq!(run(s, 2, 36, Action::Put(b"b")), (Status::Ok, 2), "64 before the highest");
         assert_eq!(run_as(s, 3, (2, 1, true), Action::Put(b"c")), (Status::Ok, 3), "nobody was dropped yet");
-        for client in 3..3 + SESSIONS_MAX as u64 {
-            run_as(s, client + 10, (client, 1, false), Action::Put(b"d"));
+        for client in 3..3 + SESSIONS_MIN as u64 {
+            run_as(s, client + OPEN_SLOTS_MAX, (client, 1, false), Action::Put(b"d"));
         }
         let before = s.clone();
-        assert_eq!(run_as(s, 90, (1, 100, true), Action::Put(b"e")).0, Status::OutcomeUnknown);
+        assert_eq!(run_as(s, 900, (1, 100, true), Action::Put(b"e")).0, Status::OutcomeUnknown);
         assert_eq!(*s, before);
-        assert_eq!(run_as(s, 91, (99, 1, false), Action::Put(b"f")).0, Status::Ok, "a newcomer's first command");
+        assert_eq!(run_as(s, 901, (99, 1, false), Action::Put(b"f")).0, Status::Ok, "a newcomer's first command");
     }
 }

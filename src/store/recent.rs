@@ -3,8 +3,14 @@
 use super::Executed;
 use crate::command::Status;
 
-/// How many writers an object remembers. The one whose last write is oldest is dropped first.
-pub const SESSIONS_MAX: usize = 16;
+/// How many slots of an object may be open at once: proposed, and not executed by its owner. Fewer in the simulator, whose
+/// histories are short.
+pub const OPEN_SLOTS_MAX: u64 = if cfg!(feature = "sim") { 24 } else { 256 };
+/// How many writers an object remembers, at the least. The one whose last write is oldest is dropped first, but never while a
+/// copy of that write may still be in an open slot: more than these are those that wrote in the last [`OPEN_SLOTS_MAX`] slots.
+pub const SESSIONS_MIN: usize = 16;
+/// How many sessions there can be.
+pub const SESSIONS_MAX: usize = SESSIONS_MIN + OPEN_SLOTS_MAX as usize;
 /// How many ids below the highest a session remembers, each by a bit.
 const WINDOW: u64 = 64;
 /// How many executed ids below that it remembers one by one. A client's ids rise over all its objects, so those of one
@@ -38,7 +44,7 @@ pub struct Session {
 /// The sessions of an object's last writers (`protocol.md` §7); part of the replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Recent {
-    /// At most [`SESSIONS_MAX`], in no order that matters but the same on every replica.
+    /// In no order that matters but the same on every replica.
     pub sessions: Vec<Session>,
     /// All ids of sessions that were dropped are below this, whosever they were: a retry of an unknown client with such an id
     /// cannot be judged. 0 if none was dropped.
@@ -105,13 +111,17 @@ impl Recent {
     }
 
     fn admit(&mut self, session: Session) {
-        if self.sessions.len() < SESSIONS_MAX {
-            self.sessions.push(session);
-            return;
+        let slot = session.slot;
+        while self.sessions.len() >= SESSIONS_MIN {
+            let oldest = self.sessions.iter().enumerate().min_by_key(|(_, session)| session.slot);
+            let (place, oldest) = oldest.expect("there are some");
+            if oldest.slot + OPEN_SLOTS_MAX >= slot {
+                break;
+            }
+            self.blind_below = self.blind_below.max(oldest.highest.saturating_add(1));
+            self.sessions.swap_remove(place);
         }
-        let oldest = self.sessions.iter_mut().min_by_key(|session| session.slot).expect("full");
-        self.blind_below = self.blind_below.max(oldest.highest.saturating_add(1));
-        *oldest = Session { blind_below: self.blind_below, ..session };
+        self.sessions.push(Session { blind_below: self.blind_below, ..session });
     }
 }
 
@@ -184,19 +194,25 @@ mod tests {
     fn a_new_session_does_not_vouch_for_what_a_dropped_one_knew() {
         let mut recent = Recent::default();
         recent.record(1, 7, 5, DONE);
-        for client in 100..100 + SESSIONS_MAX as u64 {
-            recent.record(client, client, 1, DONE);
+        for client in 100..100 + SESSIONS_MIN as u64 {
+            recent.record(client - 98, client, 1, DONE);
         }
-        assert_eq!(recent.blind_below, 6);
+        assert_eq!(
+            (recent.blind_below, recent.sessions.len()),
+            (0, 1 + SESSIONS_MIN),
+            "a copy may still be in an open slot"
+        );
+        recent.record(OPEN_SLOTS_MAX + 2, 150, 1, DONE);
+        assert_eq!((recent.blind_below, recent.sessions.len()), (6, 1 + SESSIONS_MIN));
         assert_eq!(recent.judge(7, 5, true), Judgement::Unknown);
         assert_eq!(recent.judge(7, 6, true), Judgement::Fresh, "above everything that was forgotten");
-        recent.record(200, 7, 3, DONE);
+        recent.record(OPEN_SLOTS_MAX + 3, 7, 3, DONE);
         assert_eq!(recent.judge(7, 3, true), Judgement::Done(DONE));
         for id in [2, 4, 5] {
             assert_eq!(recent.judge(7, id, true), Judgement::Unknown, "{id}");
             assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id} as a first copy");
         }
-        recent.record(201, 7, 5, DONE);
+        recent.record(OPEN_SLOTS_MAX + 4, 7, 5, DONE);
         assert_eq!((recent.judge(7, 4, true), recent.judge(7, 6, true)), (Judgement::Unknown, Judgement::Fresh));
     }
 

@@ -353,7 +353,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 28] = [
+    const KINDS: [Kind; 35] = [
         Kind::PeerHello,
         Kind::PeerWelcome,
         Kind::Refused,
@@ -376,6 +376,13 @@ mod tests {
         Kind::Compare,
         Kind::ListRequest,
         Kind::List,
+        Kind::Configuration,
+        Kind::Reconfigure,
+        Kind::MergeRequest,
+        Kind::Merge,
+        Kind::Membership,
+        Kind::StreamPlace,
+        Kind::Kept,
         Kind::ClientHello,
         Kind::ClientWelcome,
         Kind::Request,
@@ -421,7 +428,7 @@ mod tests {
     #[test]
     fn the_layout_stays() {
         let bytes = frame(Kind::Ack, 0x0102, 0x0304_0506, b"\xff");
-        assert_eq!(bytes[..20], *b"WPAX\x01\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
+        assert_eq!(bytes[..20], *b"WPAX\x02\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
         assert_eq!(bytes[20..24], crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), b"\xff").to_le_bytes());
     }
 
@@ -429,7 +436,7 @@ mod tests {
     fn each_wrong_field_has_its_reason() {
         let good = frame(Kind::Request, 0, 0, b"body");
         assert_eq!(frame_bytes(&with(&good, 0, b"HTTP")), Err(FrameError::Magic(u32::from_le_bytes(*b"HTTP"))));
-        assert_eq!(frame_bytes(&with(&good, 4, &[2])), Err(FrameError::Version(2)));
+        assert_eq!(frame_bytes(&with(&good, 4, &[1])), Err(FrameError::Version(1)));
         assert_eq!(frame_bytes(&with(&good, 5, &[0])), Err(FrameError::Kind(0)));
         assert_eq!(frame_bytes(&with(&good, 16, &[1])), Err(FrameError::Reserved));
         let huge = BODY_BYTES_MAX as u32 + 1;

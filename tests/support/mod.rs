@@ -12,8 +12,9 @@ use std::{
 };
 
 use wpaxos::{
-    client::{Client, Options, Outcome},
+    client::{Client, Options, Outcome, admin::Admin},
     command::{Action, Expect},
+    topology::NodeId,
 };
 
 /// How long anything may take on a machine that is busy with other things.
@@ -75,20 +76,24 @@ impl Drop for Process {
 /// A cluster of processes: three zones of three.
 pub struct Processes {
     pub seeds: Vec<SocketAddr>,
+    /// Where each node says how it is.
+    pub http: Vec<SocketAddr>,
     pub config: PathBuf,
     pub nodes: Vec<Process>,
 }
 
 impl Processes {
     pub fn start(directory: &Path) -> Self {
-        let seeds = free_addresses(9);
+        let mut seeds = free_addresses(18);
+        let http = seeds.split_off(9);
         let config = directory.join("cluster.toml");
         let mut text = "name = \"e2e\"\n".to_owned();
-        for (place, address) in seeds.iter().enumerate() {
-            write!(text, "[[node]]\nid = \"{}\"\naddress = \"{address}\"\n", Self::id(place)).unwrap();
+        for (place, (address, http)) in seeds.iter().zip(&http).enumerate() {
+            let id = Self::id(place);
+            write!(text, "[[node]]\nid = \"{id}\"\naddress = \"{address}\"\nhttp = \"{http}\"\n").unwrap();
         }
         std::fs::write(&config, text).unwrap();
-        let mut processes = Self { seeds, config, nodes: Vec::new() };
+        let mut processes = Self { seeds, http, config, nodes: Vec::new() };
         processes.nodes = (0..9).map(|place| processes.start_node(place)).collect();
         for seed in &processes.seeds {
             let started = Instant::now();
@@ -98,6 +103,24 @@ impl Processes {
             }
         }
         processes
+    }
+
+    /// Waits until a node votes, and gives the version of the configuration that it votes in.
+    pub fn wait_for_vote(&self, place: usize) -> u64 {
+        let id: NodeId = Self::id(place).parse().unwrap();
+        let admin = Admin::new(vec![(id, self.http[place])]);
+        let started = Instant::now();
+        loop {
+            let status = admin.status(id);
+            let membership = status.as_ref().map(|status| &status["shards"][0]["membership"]);
+            if let Ok(version) = membership.map(|known| known["version"].as_u64().filter(|_| known["vote"] == "votes"))
+                && let Some(version) = version
+            {
+                return version;
+            }
+            assert!(started.elapsed() < PATIENCE, "{id} does not vote after {PATIENCE:?}: {status:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn id(place: usize) -> String {

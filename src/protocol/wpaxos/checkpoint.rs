@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use zerocopy::IntoBytes;
 
 use super::{
-    Ballot, Inbound, Object, ObjectIndex, WPaxos,
+    Ballot, Inbound, Mutant, Object, ObjectIndex, WPaxos,
     message::{
         BatchHead, CompareHead, EntryHead, KeptEntry, KeptHead, Reader, Refusal, StreamId, StreamPlace, ballot_from,
         promise_from, put_state,
@@ -47,9 +47,11 @@ impl WPaxos {
         for (owner, inbound) in self.inbound.iter().enumerate() {
             let Some(stream) = inbound.id else { continue };
             let (last_seq, watermark) = (inbound.last_seq, inbound.watermark);
-            let place = place_of(owner, stream, last_seq, watermark, inbound.behind_from, inbound.refusals.len());
+            let without = self.config.has(Mutant::CheckpointWithoutRefusals);
+            let refusals = if without { &[] } else { inbound.refusals.as_slice() };
+            let place = place_of(owner, stream, last_seq, watermark, inbound.behind_from, refusals.len());
             let mut body = place.as_bytes().to_vec();
-            for (seq, ballot) in &inbound.refusals {
+            for (seq, ballot) in refusals {
                 let refusal = Refusal { seq: (*seq).into(), ballot: ballot.number.into() };
                 body.extend_from_slice(refusal.as_bytes());
             }
@@ -90,14 +92,26 @@ impl WPaxos {
         (buffer.freeze(), (place < self.objects.len()).then_some(place as u64))
     }
 
+    /// The checkpoint shows what this node has committed and executed, whether it has told anybody or not. The log says so
+    /// behind it: should this node restart before it tells, the others would not know that there is more.
+    pub(super) fn claim_committed(&mut self) {
+        if !self.config.has(Mutant::CheckpointUnclaimed) {
+            self.seal_batch();
+        }
+    }
+
     fn put_object(&self, buffer: &mut BytesMut, known: &Object) {
         let start = buffer.len();
+        let tail = if self.config.has(Mutant::CheckpointWithoutTails) { 0 } else { known.tail.len() };
+        let forgets = self.config.has(Mutant::CheckpointForgetsPromises);
+        let accepted = || known.tail.iter().map(|entry| entry.ballot).max().unwrap_or(Ballot::ZERO);
+        let promised = if forgets { accepted() } else { known.promised };
         let mut head = KeptHead {
-            promised: known.promised.number.into(),
-            promised_version: known.promised.version.into(),
+            promised: promised.number.into(),
+            promised_version: promised.version.into(),
             applied: known.applied.into(),
             state_bytes: 0.into(),
-            tail: (known.tail.len() as u32).into(),
+            tail: (tail as u32).into(),
             key_bytes: (known.key.len() as u16).into(),
             reserved: [0; 6],
         };
@@ -105,7 +119,7 @@ impl WPaxos {
         buffer.extend_from_slice(&known.key);
         head.state_bytes = (put_state(buffer, &known.state) as u32).into();
         buffer[start..start + size_of::<KeptHead>()].copy_from_slice(head.as_bytes());
-        for entry in known.tail.iter() {
+        for entry in known.tail.iter().take(tail) {
             let (owner, seq) = match entry.source {
                 Source::Own(seq) => (self.config.me.0, seq),
                 Source::Stream(node, seq) => (node.0, seq),

@@ -63,6 +63,8 @@ pub(super) struct Link {
     well_since: Option<Micros>,
     /// When a frame last came from it.
     pub(super) heard_at: Micros,
+    /// When the last heartbeat to it was sent that it is known to have got.
+    pub(super) echoed_at: Micros,
     /// Its clock in its last heartbeat, and when that came.
     pub(super) heartbeat: Option<(u64, Micros)>,
     pub(super) heartbeat_sent_at: Micros,
@@ -100,6 +102,7 @@ impl Link {
             distrusted: false,
             well_since: None,
             heard_at: now,
+            echoed_at: now,
             heartbeat: None,
             heartbeat_sent_at: now,
             rtt_us: 0,
@@ -162,7 +165,7 @@ impl Link {
         self.up = true;
         (self.stranger, self.told, self.learner) = (false, false, false);
         self.connection += 1;
-        self.heard_at = now;
+        (self.heard_at, self.echoed_at) = (now, now);
         self.heartbeat = None;
         // Overdue at once: the first measurement should not wait.
         self.heartbeat_sent_at = Micros(0);
@@ -185,10 +188,11 @@ impl Link {
         self.dirty = false;
     }
 
-    /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long.
+    /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long; or it does not
+    /// hear this node, as far as its heartbeats tell.
     pub(super) fn is_suspected(&self, now: Micros, timers: &Timers) -> bool {
         match self.up {
-            true => now.since(self.heard_at) > timers.suspect_silent_us,
+            true => now.since(self.heard_at.min(self.echoed_at)) > timers.suspect_silent_us,
             false => now.since(self.down_since) > timers.suspect_down_us,
         }
     }
@@ -211,7 +215,7 @@ impl Link {
 
     /// Since when the peer has not been heard.
     pub(super) fn silent_since(&self) -> Micros {
-        if self.up { self.heard_at } else { self.down_since.min(self.heard_at) }
+        if self.up { self.heard_at.min(self.echoed_at) } else { self.down_since.min(self.heard_at) }
     }
 
     /// Appends an element to the frame of its kind; it leaves at the end of the turn. Nothing is kept for a link that is

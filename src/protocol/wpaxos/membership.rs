@@ -57,6 +57,7 @@ impl WPaxos {
         let link = &mut self.links[from.index()];
         link.heartbeat = Some((head.sent_us.get(), now));
         if head.echo_us.get() > 0 {
+            link.echoed_at = link.echoed_at.max(Micros(head.echo_us.get().min(now.0)));
             let sample = now.0.saturating_sub(head.echo_us.get()).saturating_sub(head.held_us.get());
             let sample = sample.clamp(1, u64::from(u32::MAX / 8)) as u32;
             link.rtt_us = if link.rtt_us == 0 { sample } else { (link.rtt_us * 7 + sample) / 8 };

@@ -456,7 +456,11 @@ impl Protocol for WPaxos {
     }
 
     fn checkpoint_objects(&mut self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
-        self.put_objects(cursor, bytes)
+        let (frame, next) = self.put_objects(cursor, bytes);
+        if next.is_none() {
+            self.claim_committed();
+        }
+        (frame, next)
     }
 
     fn on_restore(&mut self, now: Micros, frame: &Bytes) -> Result<(), FrameError> {

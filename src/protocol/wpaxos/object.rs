@@ -12,7 +12,7 @@ use super::{Ballot, Config, phase1::Preparing, requests::RequestKey, steal::Acce
 use crate::{
     command::Command,
     mutant::Mutant,
-    store::{Executed, ObjectState},
+    store::{Executed, OPEN_SLOTS_MAX, ObjectState},
     topology::{NodeIndex, token_of},
 };
 
@@ -43,8 +43,8 @@ pub(super) struct Object {
 pub(super) struct Rare {
     /// Requests whose entry was withdrawn, with its slot: the slot's decision tells what became of them (§7).
     pub(super) limbo: Vec<(u64, RequestKey)>,
-    /// Reads that wait until the taken-over tail is executed (§9).
-    pub(super) parked: Vec<RequestKey>,
+    /// Reads that wait until the taken-over tail is executed (§9), and writes that wait for a slot.
+    pub(super) parked: VecDeque<RequestKey>,
     /// What the steal policy counts.
     pub(super) accesses: Option<Accesses>,
     /// Whether the object waits in the list of gaps.
@@ -93,6 +93,12 @@ impl Object {
         }
         self.applied = slot;
         self.state.execute(slot, command)
+    }
+
+    /// How many slots more may be open: so that a command is forgotten only when no copy of it can be in one
+    /// (`protocol.md` §7).
+    pub(super) fn free_slots(&self) -> u64 {
+        self.leading().map_or(0, |leading| OPEN_SLOTS_MAX.saturating_sub(leading.next_slot - 1 - self.applied))
     }
 
     pub(super) fn is_idle(&self) -> bool {

@@ -75,7 +75,7 @@ impl WPaxos {
         let Role::Leading(leading) = &mut known.role else { unreachable!("only the owner serves reads") };
         if known.applied < leading.settled && !self.config.has(Mutant::ReadBeforeSettled) {
             self.requests.get_mut(key).expect("it waits").stage = Stage::Waiting;
-            known.rare().parked.push(key);
+            known.rare().parked.push_back(key);
             return;
         }
         if self.config.has(Mutant::ReadJoinsAskedRound)
@@ -96,14 +96,16 @@ impl WPaxos {
         self.requests.get_mut(key).expect("it waits").stage = Stage::Reading;
     }
 
-    /// Reads that waited for the taken-over tail, once it is executed.
+    /// Requests that waited for the taken-over tail, once it is executed, and as many as there are slots for.
     pub(super) fn release_parked(&mut self, object: ObjectIndex) {
         let known = &mut self.objects[object];
         let settled = known.leading().is_some_and(|leading| leading.settled <= known.applied);
+        let free = known.free_slots() as usize;
         if let Some(rare) = &mut known.rare
             && settled
         {
-            self.ready_requests.extend(rare.parked.drain(..));
+            let released = rare.parked.len().min(free);
+            self.ready_requests.extend(rare.parked.drain(..released));
         }
     }
 

@@ -267,6 +267,11 @@ impl WPaxos {
         let (object, zone) = (waiting.object, waiting.zone);
         if is_round_read(waiting.is_write, waiting.read) {
             self.enrol_read(now, key, object);
+        } else if self.objects[object].free_slots() == 0 {
+            if waiting.command.is_empty() {
+                waiting.command = Bytes::copy_from_slice(command.bytes());
+            }
+            self.objects[object].rare().parked.push_back(key);
         } else {
             waiting.stage = Stage::Proposed;
             waiting.maybe_done = true;

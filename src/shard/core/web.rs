@@ -6,12 +6,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Core;
 use crate::{
     command::{Action, Command, CommandError, NewCommand, Status},
-    protocol::{Micros, Protocol, ReadMode, ReplyTo, Request, Taking},
+    protocol::{Membership, Micros, Protocol, ReadMode, ReplyTo, Request, Taking, Vote},
     shard::{
         clients::Waiting,
         mailbox::LentRequest,
         node::Node,
-        web::{Answer, Outcome, Question, ShardStatus, Ticket},
+        web::{Answer, LearnerStatus, MembershipStatus, Outcome, Question, ShardStatus, Ticket},
     },
     topology::{NodeIndex, ShardId, shard_of, token_of},
 };
@@ -134,6 +134,21 @@ impl<P: Protocol> Core<P> {
         let peers = (0..self.node.cluster.nodes.len()).map(|peer| NodeIndex(peer as u8));
         let peers = peers.filter(|peer| *peer != self.node.index);
         let links = peers.map(|peer| (self.node.cluster.member(peer).id.to_string(), up(peer))).collect();
-        ShardStatus { shard: self.shard.0, links, waiting: self.waiting.len(), counters: self.stats() }
+        let membership = self.protocol.membership().map(|membership| self.membership_status(&membership));
+        ShardStatus { shard: self.shard.0, links, waiting: self.waiting.len(), membership, counters: self.stats() }
+    }
+
+    fn membership_status(&self, membership: &Membership) -> MembershipStatus {
+        let cluster = &self.node.cluster;
+        let (vote, learner) = match membership.vote {
+            Vote::Voter => ("votes", None),
+            Vote::Newcomer => ("new", None),
+            Vote::Refused => ("refused", None),
+            Vote::Learner { merged, may_end } => {
+                let learned_from = merged.iter().map(|member| cluster.member(member).id.to_string()).collect();
+                ("learner", Some(LearnerStatus { learned_from, others: cluster.nodes.len() - 1, may_end }))
+            }
+        };
+        MembershipStatus { version: membership.version, vote, learner }
     }
 }

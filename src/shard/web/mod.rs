@@ -167,7 +167,31 @@ pub(super) struct ShardStatus {
     pub(super) links: BTreeMap<String, bool>,
     /// Requests that wait for an answer.
     pub(super) waiting: usize,
+    /// `null` where the protocol knows no such thing.
+    pub(super) membership: Option<MembershipStatus>,
     pub(super) counters: BTreeMap<&'static str, u64>,
+}
+
+/// What a shard may do in its configuration. The names are part of what `docs/http.md` promises.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct MembershipStatus {
+    /// The configuration's version.
+    pub(super) version: u32,
+    /// `votes`, `learner`, `new` or `refused`.
+    pub(super) vote: &'static str,
+    /// How far a learner is; `null` for others.
+    pub(super) learner: Option<LearnerStatus>,
+}
+
+/// How far a learner is.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct LearnerStatus {
+    /// The members that it has learned from.
+    pub(super) learned_from: Vec<String>,
+    /// How many others there are; a phase-1 quorum of them is enough.
+    pub(super) others: usize,
+    /// Whether they hold such a quorum: without one it stays a learner.
+    pub(super) may_end: bool,
 }
 
 /// A question, and where the answer goes.

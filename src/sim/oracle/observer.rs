@@ -88,8 +88,10 @@ impl Observer {
         if object.tail_mark != seen.tail_mark {
             let tail = core.accepted(object.key);
             for entry in tail.iter().filter(|entry| !seen.has(entry)) {
-                self.agreement.accepted(node, key, (*entry).into())?;
-                // A learner takes over what others have accepted, below whatever it has heard of.
+                // What a learner takes over from others is no vote of its own, and may lie below what it has heard of.
+                if entry.decided || core.has_vote() || entry.ballot.version == core.version() {
+                    self.agreement.accepted(node, key, (*entry).into())?;
+                }
                 if !entry.decided && core.has_vote() {
                     self.promises.accepted(node, key, entry.slot, entry.ballot)?;
                 }
@@ -158,7 +160,10 @@ impl Observer {
             for object in core.objects() {
                 let mut seen = Seen::first(&object)?;
                 for entry in core.accepted(object.key) {
-                    self.agreement.accepted(node, seen.key, entry.into())?;
+                    // Votes of earlier versions were counted when they were given.
+                    if entry.decided || entry.ballot.version == core.version() {
+                        self.agreement.accepted(node, seen.key, entry.into())?;
+                    }
                     seen.tail.push(place_of(&entry));
                 }
                 self.seen[node.index()][shard].push(seen);

@@ -332,6 +332,46 @@ fn an_owners_own_entries_are_in_its_checkpoint() {
 }
 
 #[test]
+fn what_a_checkpoint_shows_to_be_committed_is_claimed_behind_it() {
+    let claimed = |mutant| {
+        let mut bench = Bench::three();
+        bench.configs[0].mutant = mutant;
+        bench.nodes[0].config.mutant = mutant;
+        bench.ask(0, 1, Action::Put(b"a"));
+        bench.settle();
+        bench.ask(0, 2, Action::Put(b"b"));
+        bench.deliver(0, 1);
+        bench.deliver(1, 0);
+        // Committed and answered, and nobody has been told yet.
+        let (position, frames) = bench.checkpoint(0, 1, |_| {});
+        bench.flush(0);
+        bench.restart_on(0, position, &frames);
+        let reached = bench.nodes[0].reached();
+        (bench.known(0).0, reached.iter().map(|reached| reached.up_to.get()).max())
+    };
+    assert_eq!(claimed(None), (2, Some(2)));
+    assert_eq!(claimed(Some(Mutant::CheckpointUnclaimed)), (2, Some(1)), "the others would never ask");
+}
+
+#[test]
+fn a_peer_that_does_not_hear_is_suspected_though_it_is_heard() {
+    let mut bench = Bench::three();
+    bench.settle();
+    for _ in 0..15 {
+        bench.pass(100_000);
+        bench.take(1, 0);
+        bench.settle_but(&[(1, 0)]);
+    }
+    assert!(bench.nodes[1].is_suspected(bench.now, NodeIndex(0)), "its heartbeats echo none of node 1's");
+    assert!(!bench.nodes[2].is_suspected(bench.now, NodeIndex(0)));
+    for _ in 0..3 {
+        bench.pass(100_000);
+        bench.settle();
+    }
+    assert!(!bench.nodes[1].is_suspected(bench.now, NodeIndex(0)));
+}
+
+#[test]
 fn a_malformed_checkpoint_is_refused() {
     let mut bench = busy();
     let (_, frames) = bench.checkpoint(1, 1 << 20, |_| {});
