@@ -6,7 +6,7 @@
 //! | 2 | the command line, the cluster file or the tuning file is wrong |
 //! | 3 | an address is in use |
 //! | 4 | the environment does not allow it: locked memory, io_uring, an address that is not ours |
-//! | 5 | refused: by peers, because this replica has lost its state; by the master, because its id is alive |
+//! | 5 | refused: by peers, because another process runs as this node; by the master, because its id is alive |
 //! | 6 | a second signal came before the replica had stopped |
 //! | 7 | the data directory is refused: another node's, another format, in use |
 //! | 8 | the disk: it is full, or reading or writing failed |

@@ -26,7 +26,7 @@ Exit codes:
   2   the command line, the cluster file or the tuning file is wrong
   3   an address is in use
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
-  5   refused: by the peers (it has lost its state), or by the master (its id is alive, or unknown)
+  5   refused: by the peers (another process runs as this node), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
   7   the data directory is refused: another node's, another format, in use
   8   the disk: it is full, or reading or writing failed

@@ -146,6 +146,22 @@ fn where_nobody_knows_what_was_forgotten_a_learner_stays_one() {
 }
 
 #[test]
+fn nodes_that_too_few_are_left_to_name_stay_refused_until_another_is_back() {
+    let _alone = alone();
+    let mut fleet = Fleet::start(Plan::new(1, 3, "system = \"majority\""));
+    fleet.client(1).put(b"key", b"value").unwrap();
+    fleet.kill(fleet.all());
+    fleet.lose_disk(0);
+    fleet.start_nodes([0, 1]);
+    assert_eq!(wait_for_row(&fleet, 0, "refused")[3], "1");
+    std::thread::sleep(SILENCE);
+    assert_eq!(fleet.membership(0).unwrap()["vote"], "refused");
+    fleet.start_node(2);
+    fleet.wait_for_votes(fleet.all());
+    assert_eq!(fleet.client(1).get(b"key").unwrap(), Some((b"value".to_vec(), 1)));
+}
+
+#[test]
 fn of_two_processes_as_one_node_one_is_kept_out_and_the_other_ends_when_its_place_is_taken() {
     let _alone = alone();
     let tuning = "[timers]\nsuspect_silent_us = 400000\n";
