@@ -134,12 +134,12 @@ impl Plan {
         let mut random = Random::new(seed, Purpose::Plan);
         let random = &mut random;
         let theme = match random.below(100) {
-            0..55 => Theme::Mixed,
-            55..75 => Theme::Crashes,
-            75..87 => Theme::StealStorm,
-            87..94 => Theme::CatchUp,
-            94..96 => Theme::Crowd,
-            96..98 => Theme::Writers,
+            0..47 => Theme::Mixed,
+            47..67 => Theme::Crashes,
+            67..78 => Theme::StealStorm,
+            78..85 => Theme::CatchUp,
+            85..88 => Theme::Crowd,
+            88..90 => Theme::Writers,
             _ => Theme::Newcomers,
         };
         let cluster = cluster(random, theme);

@@ -175,6 +175,7 @@ impl DataDir {
                 if let Some(difference) = expected.difference(&found) {
                     return Err(refused(&path, &difference));
                 }
+                let _ = fs::remove_file(path.join(BEGINNING));
                 found
             }
             None => {
@@ -194,7 +195,7 @@ impl DataDir {
         let lost = self.boot.durability == Durability::Async
             && !self.boot.clean
             && self.boot.boot > 0
-            && self.boot.kernel_boot != kernel_boot;
+            && (kernel_boot.is_empty() || self.boot.kernel_boot != kernel_boot);
         if lost {
             tracing::error!(
                 directory = %self.path.display(),
@@ -411,4 +412,116 @@ fn random_number() -> u64 {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     hasher.finish().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    const TUNING: LogTuning = LogTuning {
+        segment_bytes: 65_536,
+        group_bytes_max: 4096,
+        sync_interval_us: 1000,
+        checkpoint_log_bytes: 65_536,
+    };
+
+    fn identity() -> Identity {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let cluster = Cluster::local("c", vec![vec![vec![address, address]; 2]]);
+        Identity::of(&cluster, NodeIndex(0), "any two")
+    }
+
+    fn open(path: &Path, mode: Durability) -> Result<DataDir, Failure> {
+        DataDir::open(path, identity(), mode, &TUNING)
+    }
+
+    #[test]
+    fn each_start_is_counted_and_the_incarnation_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b");
+        let first = open(&path, Durability::Sync).unwrap();
+        let incarnation = first.incarnation();
+        assert_eq!(first.boot(), 1);
+        let Failure::DataDirectory(said) = open(&path, Durability::Sync).unwrap_err() else {
+            panic!("another failure")
+        };
+        assert!(said.contains(&format!("in use by process {}", std::process::id())), "{said}");
+        drop(first);
+        for boot in 2..5 {
+            let next = open(&path, Durability::Async).unwrap();
+            assert_eq!((next.boot(), next.incarnation()), (boot, incarnation));
+            assert_eq!(next.log_spec(1, &TUNING).directory, fs::canonicalize(path.join("shard-1")).unwrap());
+            if boot == 3 {
+                next.stopped_well().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_start_that_did_not_get_through_begins_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let steps: [&dyn Fn(); 5] = [
+            &|| drop(File::create(path.join(BEGINNING)).unwrap()),
+            &|| fs::create_dir(path.join("shard-0")).unwrap(),
+            &|| fs::write(path.join("shard-0/segment-1.new"), "half").unwrap(),
+            &|| fs::write(path.join(BOOT), "{").unwrap(),
+            &|| fs::write(path.join("identity.new"), "{").unwrap(),
+        ];
+        for count in 0..=steps.len() {
+            steps[..count].iter().for_each(|step| step());
+            assert_eq!(open(path, Durability::Sync).unwrap().boot(), 1, "after {count} steps");
+            assert!(!path.join(BEGINNING).exists() && path.join("shard-1/segment-1").exists());
+            assert!(!path.join("shard-0/segment-1.new").exists());
+            for name in [IDENTITY, BOOT] {
+                fs::remove_file(path.join(name)).unwrap();
+            }
+            for shard in 0..2 {
+                fs::remove_dir_all(shard_directory(path, shard)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_being_given_up_goes_whatever_happens_on_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let before = open(path, Durability::Async).unwrap().incarnation();
+        fs::write(path.join("shard-0/segment-1"), vec![7; 65_536]).unwrap();
+        let mut boot = read_boot(path).unwrap();
+        boot.wipe = true;
+        write_json(&path.join(BOOT), &boot).unwrap();
+        fs::remove_dir_all(path.join("shard-1")).unwrap();
+        let after = open(path, Durability::Sync).unwrap();
+        assert_ne!(after.incarnation(), before);
+        assert_eq!(after.boot(), 1);
+        assert_eq!(fs::read(path.join("shard-0/segment-1")).unwrap(), vec![0; 65_536]);
+        assert!(path.join("shard-1/segment-1").exists());
+    }
+
+    #[test]
+    fn only_an_unclean_end_in_mode_async_on_another_boot_of_the_machine_loses_anything() {
+        for (mode, clean, elsewhere) in [
+            (Durability::Sync, false, true),
+            (Durability::Async, true, true),
+            (Durability::Async, false, false),
+            (Durability::Async, false, true),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let first = open(directory.path(), mode).unwrap();
+            let (before, mut boot) = (first.incarnation(), first.boot.clone());
+            drop(first);
+            boot.clean = clean;
+            if elsewhere {
+                boot.kernel_boot = "another".to_owned();
+            }
+            write_json(&directory.path().join(BOOT), &boot).unwrap();
+            let lost = mode == Durability::Async && !clean && elsewhere;
+            let again = open(directory.path(), Durability::Sync).unwrap();
+            assert_eq!(again.incarnation() != before, lost, "{mode} {clean} {elsewhere}");
+            assert_eq!(again.boot(), if lost { 1 } else { 2 });
+        }
+    }
 }

@@ -192,18 +192,19 @@ impl WPaxos {
     fn restore_batch(&mut self, frame: &Frame) -> Result<(), FrameError> {
         let mut reader = Reader::new(frame);
         let head: &BatchHead = reader.take()?;
+        let entries = u64::from(head.entries.get());
         let Some((owner, last_seq)) = self.restore.stream else {
             return Err(reader.wrong("it belongs to no stream"));
         };
         self.inbound[owner.index()].push_frame(&frame.bytes);
-        for number in 0..u64::from(head.entries.get()) {
+        // A frame that turned out to be malformed when it came was taken up to there.
+        for seq in head.first_seq.get()..(head.first_seq.get() + entries).min(last_seq + 1) {
             let entry: &EntryHead = reader.take()?;
             let offset = reader.offset();
             let bytes = reader.bytes(entry.command_bytes.get() as usize)?;
             let command = Command::parse(bytes).map_err(|_| reader.wrong("an entry holds no valid command"))?;
             let ballot = ballot_from(&reader, frame.config_version, entry.ballot)?;
-            let seq = head.first_seq.get() + number;
-            if seq == self.inbound[owner.index()].last_seq + 1 && seq <= last_seq {
+            if seq == self.inbound[owner.index()].last_seq + 1 {
                 let object = self.object_of(command.key());
                 let slot = entry.slot.get();
                 self.inbound[owner.index()].push(object, slot, ballot, offset, command.bytes().len());

@@ -163,7 +163,8 @@ impl WPaxos {
 
     /// Whether the other members hold a Q1 at all.
     pub(super) fn merge_may_end(&self) -> bool {
-        let others = (0..self.links.len()).map(|node| NodeIndex(node as u8)).filter(|node| *node != self.config.me);
+        let others = (0..self.links.len()).map(|node| NodeIndex(node as u8));
+        let others = others.filter(|node| *node != self.config.me && !self.links[node.index()].learner);
         self.config.is_phase1_quorum(others.collect())
     }
 

@@ -409,6 +409,11 @@ impl Protocol for WPaxos {
         let result = match frame.kind {
             Kind::Configuration => self.on_configuration(now, peer, frame, out),
             Kind::Reconfigure => self.on_reconfigure(now, peer, frame, out),
+            // A stranger to this node may know it, and vouch for it.
+            Kind::Resume if link.is_stranger() && frame.config_version == self.config.version => {
+                self.vouched(now, peer, out);
+                Ok(())
+            }
             // A stranger, or what is left of a connection that has ended with its version.
             _ if !link.is_up() => Ok(()),
             // Whoever is behind adopts, and then makes a new connection.

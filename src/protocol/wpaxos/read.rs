@@ -100,12 +100,15 @@ impl WPaxos {
     pub(super) fn release_parked(&mut self, object: ObjectIndex) {
         let known = &mut self.objects[object];
         let settled = known.leading().is_some_and(|leading| leading.settled <= known.applied);
-        let free = known.free_slots() as usize;
-        if let Some(rare) = &mut known.rare
-            && settled
-        {
-            let released = rare.parked.len().min(free);
-            self.ready_requests.extend(rare.parked.drain(..released));
+        let mut free = known.free_slots();
+        let Some(rare) = known.rare.as_mut().filter(|_| settled) else { return };
+        while let Some(key) = rare.parked.front() {
+            let takes_slot = self.requests.get_mut(*key).is_some_and(|waiting| waiting.takes_slot());
+            if takes_slot && free == 0 {
+                break;
+            }
+            free -= u64::from(takes_slot);
+            self.ready_requests.extend(rare.parked.pop_front());
         }
     }
 

@@ -74,6 +74,13 @@ pub(super) struct Waiting {
     pub(super) command: Bytes,
 }
 
+impl Waiting {
+    /// Whether its owner proposes it.
+    pub(super) const fn takes_slot(&self) -> bool {
+        !is_round_read(self.is_write, self.read)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     Free { next: u32, tenant: u32 },
@@ -265,7 +272,7 @@ impl WPaxos {
     fn serve(&mut self, now: Micros, key: RequestKey, command: Command<'_>) {
         let waiting = self.requests.get_mut(key).expect("a request that is served waits");
         let (object, zone) = (waiting.object, waiting.zone);
-        if is_round_read(waiting.is_write, waiting.read) {
+        if !waiting.takes_slot() {
             self.enrol_read(now, key, object);
         } else if self.objects[object].free_slots() == 0 {
             if waiting.command.is_empty() {

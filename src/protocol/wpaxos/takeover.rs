@@ -18,8 +18,10 @@ pub(super) struct Takeover {
     /// Owners whose objects are being looked for.
     silent: NodeSet,
     cursor: u32,
-    /// Objects left to look at until all have been, since an owner was added.
+    /// Objects left to look at until all have been, since an owner was added, or it was time to look again: live nodes need
+    /// not agree who is.
     left: u32,
+    again_at: Micros,
 }
 
 impl WPaxos {
@@ -31,6 +33,10 @@ impl WPaxos {
         self.note_silent_owners(now);
         if self.takeover.silent == NodeSet::EMPTY || !self.reaches_quorums(now) {
             return;
+        }
+        if self.takeover.left == 0 && now >= self.takeover.again_at {
+            self.takeover.left = self.objects.len() as u32;
+            self.takeover.again_at = now.plus(self.config.timers.takeover_delay_us.saturating_mul(10));
         }
         let heirs: Vec<_> = (0..self.links.len()).map(|node| self.heirs_of(now, NodeIndex(node as u8))).collect();
         for _ in 0..SCAN.min(self.takeover.left) {

@@ -25,7 +25,7 @@ use zerocopy::{IntoBytes, little_endian::U64};
 use super::{
     Inbound, Mutant, ObjectIndex, OwnStream, WPaxos,
     merge::Merge,
-    message::{ConfigurationHead, MembershipBody, Reader, ReconfigureHead, StreamId},
+    message::{ConfigurationHead, MembershipBody, ROUND_MAX, Reader, ReconfigureHead, StreamId},
     object::Source,
 };
 use crate::{
@@ -74,6 +74,9 @@ impl Step {
         })
     }
 }
+
+/// Ballots of attempts have so many bits of their owner's incarnation below the count of rounds.
+const INCARNATION_BITS: u32 = 24;
 
 /// Incarnations by member; 0 is "the first one met".
 type Incarnations = Vec<u64>;
@@ -144,10 +147,10 @@ impl Versions {
     }
 
     /// How many others have to vouch that they never met another incarnation of a node before it votes without being named:
-    /// so many that any two such sets have more in common than forgetful nodes.
+    /// so many that two such sets have more in common than can have lost their disks at once, if a majority has not.
     fn vouchers(&self) -> usize {
         let nodes = self.named.len();
-        (nodes / 2 + 1).min(nodes - 1)
+        (nodes - 1 + nodes / 2).div_ceil(2).min(nodes - 1)
     }
 
     /// Whether so many nodes decide a version.
@@ -184,13 +187,15 @@ impl WPaxos {
         }
     }
 
-    /// A peer has sent something that it only sends to a member: it takes this incarnation for one.
+    /// A peer has sent something that it only sends to a member: it takes this incarnation for one. That counts in version 1
+    /// only: later, whoever is asked may have taken the place of one who would have known better.
     pub(super) fn vouched(&mut self, now: Micros, peer: NodeIndex, out: &mut Outputs) {
         let one_will_do = self.config.has(Mutant::ForgetfulVouch);
         let versions = &mut self.versions;
         let me = self.config.me.index();
         let enough = versions.met.insert(peer)
             && versions.standing == Standing::Newcomer
+            && versions.version == 1
             && versions.named[me] == 0
             && (one_will_do || versions.met.len() >= versions.vouchers());
         if enough {
@@ -273,6 +278,9 @@ impl WPaxos {
             self.end_version(now, version);
         }
         self.set_version(version);
+        let id = StreamId { version: version.into(), ..self.stream.id };
+        assert!(self.stream.last_seq() == 0, "a node that is being restored has proposed nothing");
+        self.stream = OwnStream::new(id);
         let accepted = (head.has_accepted == 1).then(|| (head.accepted.get(), value));
         let promised = head.promised.get();
         self.versions = Versions { named, first, standing, promised, accepted, ..Versions::new(nodes, version, None) };
@@ -289,6 +297,8 @@ impl WPaxos {
 
     /// A decided version, higher than this node's.
     fn adopt(&mut self, now: Micros, version: u32, named: Incarnations, out: &mut Outputs) {
+        // What is committed and not announced would be known to nobody after a restart.
+        self.seal_batch();
         self.log_raises();
         self.end_version(now, version);
         self.set_version(version);
@@ -408,11 +418,15 @@ impl WPaxos {
 
 /// Deciding a version.
 impl WPaxos {
-    /// A node that somebody does not take for the member has the next version name it, again and again until one does.
+    /// A node that somebody does not take for the member, or that comes late, has the next version name it, again and again
+    /// until one does.
     pub(super) fn check_versions(&mut self, now: Micros, out: &mut Outputs) {
         let versions = &self.versions;
         let named = versions.named[self.config.me.index()] == self.config.incarnation;
-        if !versions.refused || named || now < versions.attempt_at {
+        let late = versions.standing == Standing::Newcomer && versions.version > 1;
+        let next = (versions.round.max(versions.promised >> 16) >> INCARNATION_BITS) + 1;
+        let too_often = next >= ROUND_MAX >> INCARNATION_BITS;
+        if !(versions.refused || late) || named || now < versions.attempt_at || too_often {
             return;
         }
         let timers = &self.config.timers;
@@ -421,11 +435,13 @@ impl WPaxos {
         let patience = (least << self.versions.attempts.min(20)).min(most.max(least));
         self.versions.attempts += 1;
         self.versions.attempt_at = now.plus(patience + self.random.next() % spread);
-        let round = self.versions.round.max(self.versions.promised >> 16) + 1;
+        // Never the same ballot again, not after a restart either, nor as another incarnation that remembers nothing.
+        let round = next << INCARNATION_BITS | (self.config.incarnation & ((1 << INCARNATION_BITS) - 1));
         let id = self.config.my_id();
         let ballot = round << 16 | u64::from(id.zone) << 8 | u64::from(id.node);
         let (promised, accepted) = (NodeSet::EMPTY, NodeSet::EMPTY);
-        self.versions.round = round;
+        (self.versions.round, self.versions.promised) = (round, ballot);
+        self.log_membership();
         self.versions.attempt = Some(Attempt { ballot, promised, best: None, value: None, accepted });
         self.ask_for_version(Step::Prepare, ballot, None, out);
         if self.versions.standing != Standing::Newcomer {
@@ -481,7 +497,7 @@ impl WPaxos {
             0 => None,
             _ => Some(take_incarnations(&mut reader, self.config.nodes.len())?),
         };
-        if head.ballot.get() >> 16 == 0 || head.ballot.get() >= super::message::ROUND_MAX << 16 || !reader.is_empty() {
+        if head.ballot.get() >> 16 == 0 || head.ballot.get() >= ROUND_MAX << 16 || !reader.is_empty() {
             return Err(reader.wrong("its ballot is out of range"));
         }
         if head.version.get() != self.config.version + 1 {
@@ -517,7 +533,9 @@ impl WPaxos {
         ballot: u64,
         value: Option<Incarnations>,
     ) -> (Option<(u64, Incarnations)>, Step) {
-        if ballot < self.versions.promised {
+        let other =
+            |(at, known): &(u64, Incarnations)| *at == ballot && value.as_ref().is_some_and(|value| value != known);
+        if ballot < self.versions.promised || self.versions.accepted.as_ref().is_some_and(other) {
             return (None, Step::Refused);
         }
         self.versions.promised = ballot;

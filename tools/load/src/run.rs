@@ -322,7 +322,8 @@ impl Keeper {
             }
         }
         if plan.keep.check {
-            let fresh = matches!(plan.source, Source::Local(_));
+            // What a directory of the user holds, nobody knows here.
+            let fresh = matches!(&plan.source, Source::Local(local) if local.data.is_none());
             report.check = Some(check::CheckReport { recorded_s, ..check::judge(records, fresh) });
         }
         Ok(())
