@@ -146,6 +146,24 @@ fn where_nobody_knows_what_was_forgotten_a_learner_stays_one() {
 }
 
 #[test]
+fn a_new_cluster_waits_for_enough_of_its_members() {
+    let _alone = alone();
+    let mut fleet = Fleet::prepare(Plan::new(1, 3, "system = \"majority\""));
+    fleet.start_nodes([0, 1]);
+    assert_eq!(wait_for_row(&fleet, 0, "new")[3], "1");
+    std::thread::sleep(SILENCE);
+    assert_eq!(fleet.membership(1).unwrap()["vote"], "new");
+    assert_eq!(fleet.put_at(0, "key", "early").0, 503);
+    fleet.start_node(2);
+    fleet.wait_for_votes(fleet.all());
+    assert_eq!(fleet.membership(0).unwrap()["version"], 1);
+    // Afterwards nobody waits for everybody.
+    fleet.kill(fleet.all());
+    fleet.start_nodes([0, 1]);
+    support::put_at_last(&mut fleet.client(1), b"key", b"later");
+}
+
+#[test]
 fn nodes_that_too_few_are_left_to_name_stay_refused_until_another_is_back() {
     let _alone = alone();
     let mut fleet = Fleet::start(Plan::new(1, 3, "system = \"majority\""));

@@ -62,6 +62,14 @@ static FLEETS: AtomicU16 = AtomicU16::new(0);
 impl Fleet {
     /// Starts all nodes and waits until all of them vote.
     pub fn start(plan: Plan) -> Self {
+        let mut fleet = Self::prepare(plan);
+        fleet.start_nodes(fleet.all());
+        fleet.wait_for_votes(fleet.all());
+        fleet
+    }
+
+    /// Everything but the processes.
+    pub fn prepare(plan: Plan) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ids: Vec<NodeId> =
             (1..=plan.zones).flat_map(|zone| (1..=plan.nodes).map(move |node| NodeId::new(zone, node))).collect();
@@ -73,11 +81,9 @@ impl Fleet {
         let (native, http) = (at(7000), at(8000));
         let proxies = if plan.proxied { Proxies::between(&native) } else { Proxies::none() };
         let nodes = (0..count).map(|_| None).collect();
-        let mut fleet = Self { ids, plan, native, http, nodes, proxies, directory: Some(directory) };
+        let fleet = Self { ids, plan, native, http, nodes, proxies, directory: Some(directory) };
         (0..count).for_each(|place| fleet.write_config(place));
         fs::write(fleet.path("tuning.toml"), fleet.plan.tuning).unwrap();
-        fleet.start_nodes(fleet.all());
-        fleet.wait_for_votes(fleet.all());
         fleet
     }
 
