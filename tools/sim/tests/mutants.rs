@@ -15,7 +15,11 @@ const SEEDS: u64 = 400;
 
 /// Bugs that need so many seeds.
 const RARE: &[(Mutant, u64)] = &[
+    (Mutant::PromiseWithoutDecided, 1000),
     (Mutant::RestartForgetsRefusals, 1000),
+    (Mutant::ForgetfulVouch, 1500),
+    (Mutant::CheckpointWithoutRefusals, 2000),
+    (Mutant::VersionByOne, 2500),
     (Mutant::PrepareBeforeDurable, 2000),
     (Mutant::ObjectionNotSent, 2000),
     (Mutant::ObjectionsIgnored, 2000),
@@ -23,7 +27,8 @@ const RARE: &[(Mutant, u64)] = &[
     (Mutant::PromiseOfAnotherBallot, 3000),
 ];
 
-/// Bugs that chance hardly ever meets: `protocol::wpaxos::tests::planted` shows the harm of each by a directed test.
+/// Bugs that chance hardly ever meets: `protocol::wpaxos::tests::{planted, newcomers}` shows the harm of each by a directed
+/// test.
 /// A missing slot is found by a survey too, or by who looks after open entries. The others were met once or twice in 100,000
 /// seeds, which are others since.
 const DIRECTED: &[Mutant] = &[
@@ -35,6 +40,11 @@ const DIRECTED: &[Mutant] = &[
     Mutant::CatchUpUnlogged,
     Mutant::RaisesUnlogged,
     Mutant::SessionVouches,
+    Mutant::CheckpointUnclaimed,
+    Mutant::MergeFromOne,
+    Mutant::MergeKeepsLowest,
+    Mutant::MergeWithoutTails,
+    Mutant::NewcomerSkipsMerge,
 ];
 
 fn seeds_max(mutant: Mutant) -> u64 {

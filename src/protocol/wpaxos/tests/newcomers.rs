@@ -181,10 +181,77 @@ fn a_merge_keeps_the_highest_ballot() {
         bench.nodes[2].config.mutant = mutant;
         bench.connect_to_all(2);
         bench.until_votes(2);
-        value_in(&bench, 2, 1).unwrap().1
+        value_in(&bench, 2, 1).map(|(_, value)| value)
     };
-    assert_eq!(kept(None), b"high");
-    assert_eq!(kept(Some(Mutant::MergeKeepsLowest)), b"low");
+    assert_eq!(kept(None), Some(b"high".to_vec()));
+    assert_eq!(kept(Some(Mutant::MergeKeepsLowest)), Some(b"low".to_vec()));
+    assert_eq!(kept(Some(Mutant::MergeFromOne)), Some(b"low".to_vec()), "node 0 alone knows of no other");
+    assert_eq!(kept(Some(Mutant::MergeWithoutTails)), None);
+    assert_eq!(kept(Some(Mutant::NewcomerSkipsMerge)), None);
+}
+
+#[test]
+fn whoever_forgets_never_asks_for_a_version_at_a_ballot_of_its_own_again() {
+    let mut bench = Bench::three();
+    let asked = |bench: &Bench| {
+        let frames = bench.links[2][0].iter().filter(|frame| frame.kind == Kind::Reconfigure);
+        frames.map(|frame| u64::from_le_bytes(frame.body()[8..16].try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let mut ballots = Vec::new();
+    for _ in 0..3 {
+        bench.replace(2);
+        bench.connect(2, 0);
+        bench.deliver(0, 2);
+        bench.take(2, 0);
+        bench.pass(100_000);
+        ballots.extend(asked(&bench));
+        bench.restart_whole(2);
+        bench.connect(2, 0);
+        bench.deliver(0, 2);
+        bench.take(2, 0);
+        bench.pass(100_000);
+        ballots.extend(asked(&bench));
+    }
+    let different: std::collections::BTreeSet<u64> = ballots.iter().copied().collect();
+    assert_eq!((ballots.len(), different.len()), (6, 6), "{ballots:x?}");
+}
+
+#[test]
+fn a_stream_begun_on_a_checkpoint_belongs_to_its_version() {
+    let mut bench = Bench::three();
+    bench.ask(0, 1, Action::Put(b"a"));
+    bench.settle();
+    bench.replace(2);
+    bench.connect_to_all(2);
+    bench.until_votes(2);
+    bench.settle_versions();
+    let (position, frames) = bench.checkpoint(0, 1, |_| {});
+    bench.restart_on(0, position, &frames);
+    assert_eq!((bench.nodes[0].version(), bench.nodes[0].stream.id.version.get()), (2, 2));
+}
+
+#[test]
+fn reads_that_waited_do_not_wait_for_slots() {
+    let mut bench = Bench::three();
+    let reads = 3 * crate::store::OPEN_SLOTS_MAX;
+    bench.ask(0, 1, Action::Put(b"a"));
+    bench.settle();
+    bench.ask(0, 2, Action::Put(b"b"));
+    bench.deliver(0, 1);
+    bench.cut(0, 1);
+    bench.cut(0, 2);
+    bench.pass(200_000);
+    // Node 1 takes over one slot; reads wait until it is executed.
+    bench.ask(1, 3, Action::Put(b"c"));
+    bench.deliver(1, 2);
+    bench.deliver(2, 1);
+    for read in 0..reads {
+        bench.ask_of(1, 9, 100 + read, ReadMode::Confirm, Action::Get);
+    }
+    bench.flush(1);
+    bench.settle_but(&[(1, 0), (0, 1), (0, 2), (2, 0)]);
+    let answered = bench.replies.iter().filter(|(token, status, _)| *token >= 100 && *status == Status::Ok).count();
+    assert_eq!(answered as u64, reads);
 }
 
 #[test]
