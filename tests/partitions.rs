@@ -146,7 +146,6 @@ fn refuses(fleet: &Fleet, minority: &[usize], new: &str) {
 }
 
 #[test]
-#[ignore = "a node that is heard is not suspected, though it hears nobody"]
 fn a_node_that_hears_nobody_is_taken_over() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let fleet = three_zones_of_two();
