@@ -191,14 +191,13 @@ fn a_peer_that_does_not_fit_is_told_why() {
     raw.send(Kind::PeerHello, b"{\"protocol\": 1");
     assert_eq!(raw.refused().code, Code::Malformed);
 
-    // The first incarnation is the peer; a second connection of it takes the place of the first.
+    // A second connection of the peer takes the place of the first.
     let hello = peer_hello(&cluster, "1.3");
     let mut first = dial(address, &hello);
     assert_eq!(first.receive().unwrap().0, Kind::PeerWelcome);
     let mut second = dial(address, &hello);
     assert_eq!(second.receive().unwrap().0, Kind::PeerWelcome);
     assert!(first.receive().is_none(), "the earlier connection is closed");
-    refused(&|hello| hello.incarnation = 100, Code::Taken, "two processes");
     server.stop().unwrap();
 }
 
@@ -295,7 +294,7 @@ fn proxy(to: SocketAddr) -> (SocketAddr, std::sync::mpsc::Sender<()>) {
 }
 
 #[test]
-fn a_cut_link_comes_back_and_a_restarted_node_is_refused() {
+fn a_cut_link_comes_back() {
     let addresses = addresses(2);
     let (through, cut) = proxy(addresses[0]);
     let lower = start(&cluster(&addresses), NodeId::new(1, 1));
@@ -312,14 +311,7 @@ fn a_cut_link_comes_back_and_a_restarted_node_is_refused() {
     let mut client = Raw::client(higher.addresses()[0], None);
     client.request(&[(b"k", Action::Put(b"v"))]);
     assert_eq!(client.replies(1)[&1].0, Status::Ok);
-
     higher.stop().unwrap();
-    // It has lost what it promised: two of two would have to name it anew, and it is one of them.
-    let again = start(&cluster(&addresses), NodeId::new(1, 2));
-    let mut client = Raw::client(again.addresses()[0], None);
-    client.request(&[(b"k", Action::Get)]);
-    assert_eq!(client.replies(1)[&1].0, Status::Overloaded);
-    again.stop().unwrap();
     lower.stop().unwrap();
 }
 

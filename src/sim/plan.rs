@@ -365,29 +365,7 @@ fn cluster(random: &mut Random, theme: Theme) -> Cluster {
     let zones = sizes.iter().map(|size| vec![vec![address; shards]; usize::from(*size)]).collect();
     let mut cluster = Cluster::local("simulated", zones);
     let nodes = cluster.nodes.len() as u8;
-    let smallest = u64::from(*sizes.iter().min().expect("a zone"));
-    let floor = QuorumSpec::Floor {
-        node_failures: random.below(smallest) as u8,
-        zone_failures: random.below(sizes.len() as u64) as u8,
-    };
-    let q2 = random.range(1, u64::from(nodes)) as u8;
-    let flexible = QuorumSpec::Flexible { q1: nodes + 1 - q2, q2 };
-    let count = QuorumSpec::Count { n: random.range(u64::from(nodes / 2 + 1), u64::from(nodes)) as u8 };
-    let others = [
-        QuorumSpec::Majority,
-        QuorumSpec::Grid,
-        QuorumSpec::ZoneMajority,
-        QuorumSpec::Fast,
-        QuorumSpec::All,
-        flexible,
-        count,
-    ];
-    cluster.quorum = if random.permille(600) { floor } else { *random.pick(&others) };
-    if theme == Theme::Newcomers {
-        let losing_one = QuorumSpec::Floor { node_failures: (smallest / 2) as u8, zone_failures: 0 };
-        let zones = sizes.len() > 1 && smallest > 1;
-        cluster.quorum = if zones { losing_one } else { QuorumSpec::Majority };
-    }
+    cluster.quorum = quorum(random, theme, sizes);
     let some_node = cluster.nodes[random.below(u64::from(nodes)) as usize].id;
     let owners = [
         InitialOwner::FirstTouch,
@@ -408,6 +386,35 @@ fn cluster(random: &mut Random, theme: Theme) -> Cluster {
     cluster.steal = *random.pick(&policies);
     cluster.wan = random.permille(200).then(|| WanMatrix::uniform(sizes.len(), 2000));
     cluster
+}
+
+fn quorum(random: &mut Random, theme: Theme, sizes: &[u8]) -> QuorumSpec {
+    let nodes: u8 = sizes.iter().sum();
+    let smallest = u64::from(*sizes.iter().min().expect("a zone"));
+    let floor = QuorumSpec::Floor {
+        node_failures: random.below(smallest) as u8,
+        zone_failures: random.below(sizes.len() as u64) as u8,
+    };
+    let q2 = random.range(1, u64::from(nodes)) as u8;
+    let flexible = QuorumSpec::Flexible { q1: nodes + 1 - q2, q2 };
+    let count = QuorumSpec::Count { n: random.range(u64::from(nodes / 2 + 1), u64::from(nodes)) as u8 };
+    let others = [
+        QuorumSpec::Majority,
+        QuorumSpec::Grid,
+        QuorumSpec::ZoneMajority,
+        QuorumSpec::Fast,
+        QuorumSpec::All,
+        flexible,
+        count,
+    ];
+    let drawn = if random.permille(600) { floor } else { *random.pick(&others) };
+    match theme {
+        Theme::Newcomers if sizes.len() > 1 && smallest > 1 => {
+            QuorumSpec::Floor { node_failures: (smallest / 2) as u8, zone_failures: 0 }
+        }
+        Theme::Newcomers => QuorumSpec::Majority,
+        _ => drawn,
+    }
 }
 
 fn tuning(random: &mut Random, calm: bool) -> Tuning {
