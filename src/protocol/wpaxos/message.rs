@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Slots and other numbers that come from a peer are below.
-pub const NUMBER_MAX: u64 = 1 << 48;
+pub const NUMBER_MAX: u64 = 1 << 60;
 /// Rounds that come from a peer are below, so that there is always a next one.
 pub const ROUND_MAX: u64 = 1 << 47;
 
