@@ -48,7 +48,8 @@ pub struct LocalOptions {
     pub steal: StealPolicy,
     /// Distances to emulate.
     pub wan: Option<WanMatrix>,
-    /// Threads that all shards of all nodes share; as many as there are cores, or shards if they are fewer, if `None`.
+    /// Threads that all shards of all nodes share. If `None`, as many as the tuning names cores, or else as there are cores, but
+    /// no more than shards.
     pub threads: Option<usize>,
     /// The first of consecutive ports; free ones are looked for if `None`.
     pub base_port: Option<u16>,
@@ -105,6 +106,14 @@ impl Default for LocalOptions {
 impl LocalOptions {
     fn sockets(&self) -> usize {
         usize::from(self.zones) * usize::from(self.nodes) * usize::from(self.shards)
+    }
+
+    /// Threads that the shards share.
+    pub fn thread_count(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let named = self.tuning.placement.cores.len();
+        let wanted = self.threads.unwrap_or_else(|| if named > 0 { named } else { available() });
+        wanted.clamp(1, self.sockets())
     }
 
     fn node_count(&self) -> usize {
@@ -243,8 +252,7 @@ impl LocalCluster {
         let (ports, http) = options.ports()?;
         let cluster = Arc::new(options.cluster(&ports, &http));
         let tuning = Arc::new(options.tuning.clone());
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let count = options.threads.unwrap_or(cores).clamp(1, options.sockets());
+        let count = options.thread_count();
         check_open_files(&cluster, cluster.nodes.len())?;
         let data = Data::of(options)?;
         let threads = Threads::start(&options.name, count, &tuning)?;

@@ -23,7 +23,7 @@ use crate::{
     quorum::Quorums,
     shard::{Executor, Host, Node, ShardContext, spawn},
     topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
-    tuning::{Durability, Tuning},
+    tuning::{Durability, Tuning, Wait},
     wal::{DataDir, Identity},
 };
 
@@ -70,6 +70,7 @@ impl ServerOptions {
 pub struct Threads {
     hosts: Vec<Arc<Host>>,
     cores: Option<Vec<usize>>,
+    wait: Wait,
     /// How many shards have a thread.
     placed: Arc<AtomicUsize>,
 }
@@ -87,7 +88,10 @@ impl Threads {
             Host::start(format!("{name}/{number}"), core, &tuning.placement).map(Arc::new)
         };
         let hosts = (0..count).map(host).collect::<Result<_, _>>()?;
-        Ok(Self { hosts, cores, placed: Arc::default() })
+        if tuning.placement.wait == Wait::Poll && cores.is_none() {
+            tracing::warn!("placement.wait is \"poll\", and no cores are named or there are too few: threads share cores");
+        }
+        Ok(Self { hosts, cores, wait: tuning.placement.wait, placed: Arc::default() })
     }
 
     /// The thread for the next shard: they are filled in a row.
@@ -98,7 +102,7 @@ impl Threads {
 
     fn describe(&self) -> String {
         let pinning = self.cores.as_ref().map_or_else(|| "unpinned".to_owned(), |cores| format!("cores {cores:?}"));
-        format!("{} threads, {pinning}", self.hosts.len())
+        format!("{} threads, {pinning}, wait {}", self.hosts.len(), self.wait.name())
     }
 }
 

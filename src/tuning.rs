@@ -264,12 +264,38 @@ impl Default for Sockets {
     }
 }
 
-/// Cores and the memory of their rings.
+/// How an executor waits for something to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// It sleeps until the kernel wakes it. Cores can be shared.
+    #[default]
+    Park,
+    /// It looks at its sockets and mailboxes without sleeping, on a core of its own. On one that it has to share, and when
+    /// nothing has come for [`Placement::poll_idle_us`], it naps for up to a millisecond.
+    Poll,
+}
+
+impl Wait {
+    /// As in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Park => "park",
+            Self::Poll => "poll",
+        }
+    }
+}
+
+/// Cores, how they wait, and the memory of their rings.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Placement {
     /// The core of each shard executor of this process, in order; empty leaves all of them unpinned.
     pub cores: Vec<usize>,
+    /// How an executor waits.
+    pub wait: Wait,
+    /// How long nothing must have come before an executor that polls naps, in microseconds.
+    pub poll_idle_us: u64,
     /// Entries of each executor's submission ring, a power of two.
     pub ring_depth: usize,
     /// Memory that each executor registers with the kernel for I/O, in bytes; counts against `RLIMIT_MEMLOCK`.
@@ -278,6 +304,12 @@ pub struct Placement {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { cores: Vec::new(), ring_depth: 128, io_memory_bytes: 65_536 }
+        Self {
+            cores: Vec::new(),
+            wait: Wait::default(),
+            poll_idle_us: 10_000,
+            ring_depth: 128,
+            io_memory_bytes: 65_536,
+        }
     }
 }

@@ -145,9 +145,10 @@ impl Tuning {
         ]
     }
 
-    fn system_bounds(&self) -> [Bounds; 3] {
+    fn system_bounds(&self) -> [Bounds; 4] {
         [
             ("sockets.read_bytes", self.sockets.read_bytes as u64, 4096, 16 << 20),
+            ("placement.poll_idle_us", self.placement.poll_idle_us, 0, TIMER_US_MAX),
             ("placement.ring_depth", self.placement.ring_depth as u64, 16, 32_768),
             // The runtime refuses less.
             ("placement.io_memory_bytes", self.placement.io_memory_bytes as u64, 65_536, 1 << 30),

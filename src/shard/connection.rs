@@ -63,6 +63,14 @@ impl Socket for TcpStream {
     }
 }
 
+/// A descriptor of its own for the same socket, so that no call can ever reach a number that was closed and given out again.
+///
+/// # Errors
+/// If there are no descriptors left.
+pub(super) fn duplicate(stream: &glommio::net::TcpStream) -> io::Result<TcpStream> {
+    Ok(socket2_04::SockRef::from(stream).try_clone()?.into())
+}
+
 /// The sending half of a connection, and the means to end it. The receiving half belongs to its reader.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -88,9 +96,7 @@ impl Connection {
     /// # Errors
     /// If there are no descriptors left, or the connection is gone already.
     pub(super) fn of(stream: &glommio::net::TcpStream) -> io::Result<Self> {
-        // A descriptor of its own for the same socket, so that a send can never reach a number that was closed and given
-        // out again.
-        let socket: TcpStream = socket2_04::SockRef::from(stream).try_clone()?.into();
+        let socket = duplicate(stream)?;
         socket.set_nodelay(true)?;
         let peer = socket.peer_addr()?;
         Ok(Self::new(Box::new(socket), peer))

@@ -130,6 +130,11 @@ impl<P: Protocol> Core<P> {
         &self.protocol
     }
 
+    /// Whether something that was appended is not durable yet.
+    pub(super) fn is_logging(&self) -> bool {
+        self.log.durable() < self.appended
+    }
+
     /// Takes every frame that was queued for a peer since the last call.
     #[cfg(feature = "sim")]
     pub(super) fn take_tap(&mut self) -> Vec<(NodeIndex, Bytes)> {

@@ -16,6 +16,7 @@ use super::{
     Host, Log, Node, Shard, ShardContext,
     core::Next,
     log::Unlogged,
+    poller::Poller,
     recover::{Recovered, recover},
     sessions, web,
 };
@@ -67,8 +68,8 @@ where
 {
     let (tell, started) = mpsc::channel();
     let (running, ended) = mpsc::channel();
-    host.run(move || async move {
-        run(node, shard, make, tell).await;
+    host.run(move |poller| async move {
+        run(node, shard, poller, make, tell).await;
         drop(running);
     });
     Executor { started, ended, shard, _host: host }
@@ -85,8 +86,13 @@ impl Drop for StopNodeOnPanic {
     }
 }
 
-async fn run<P, F>(node: Arc<Node>, shard: ShardId, make: F, tell: mpsc::Sender<Result<(), Failure>>)
-where
+async fn run<P, F>(
+    node: Arc<Node>,
+    shard: ShardId,
+    poller: Option<Rc<Poller>>,
+    make: F,
+    tell: mpsc::Sender<Result<(), Failure>>,
+) where
     P: Protocol + 'static,
     F: FnOnce(ShardContext) -> P + Send + 'static,
 {
@@ -111,7 +117,8 @@ where
         Some(wal) => Box::new(wal.clone()),
         None => Box::<Unlogged>::default(),
     };
-    let this = Shard::new(Arc::clone(&node), shard, protocol, log);
+    let this = Shard::new(Arc::clone(&node), shard, protocol, log, poller);
+    this.be_polled();
     if let Some(wal) = &wal {
         let shard = Rc::downgrade(&this);
         wal.set_wake(move || {
@@ -192,7 +199,11 @@ impl<P: Protocol> Turns<'_, P> {
         poll_fn(|context| {
             if !registered && self.shard.node.cluster.shards > 1 {
                 registered = true;
-                self.shard.node.mailboxes.set_waker(self.shard.shard, Some(context.waker().clone()));
+                let waker = match &self.shard.poller {
+                    Some(poller) => poller.waker(),
+                    None => context.waker().clone(),
+                };
+                self.shard.node.mailboxes.set_waker(self.shard.shard, Some(waker));
             }
             self.poll(context)
         })

@@ -8,6 +8,7 @@ use std::{
     any::Any,
     future::Future,
     pin::Pin,
+    rc::Rc,
     sync::{Mutex, mpsc},
     time::Duration,
 };
@@ -16,7 +17,11 @@ use glommio::{
     BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place, timer::Timer,
 };
 
-use crate::{failure::Failure, tuning::Placement};
+use super::poller::Poller;
+use crate::{
+    failure::Failure,
+    tuning::{Placement, Wait},
+};
 
 /// Version 0.9.0 of the runtime goes to sleep with work to do if this time passes between two steps of its loop, because
 /// the machine ran something else. Nothing here needs a shorter one: no task goes on for long without waiting.
@@ -24,8 +29,12 @@ const PREEMPT_TIMER: Duration = Duration::from_secs(1);
 /// Should it happen all the same, this timer, which shares nothing with the ticks of the shards, ends the sleep.
 const WATCHDOG: Duration = Duration::from_millis(100);
 
-/// What a shard does in its thread, made there.
-type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+/// An executor that polls lets every task wait now and then, so that the reactor has its turn: for so long the runtime must
+/// not take that for having nothing to do. (It spins only where it is pinned.)
+const SPIN: Duration = Duration::from_millis(5);
+
+/// What a shard does in its thread, made there; with what its connections are polled by, if they are.
+type Job = Box<dyn FnOnce(Option<Rc<Poller>>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// A thread with an executor. Dropping the last reference waits until its shards have ended.
 #[derive(Debug)]
@@ -43,13 +52,26 @@ impl Host {
     pub(crate) fn start(name: String, core: Option<usize>, placement: &Placement) -> Result<Self, Failure> {
         let (jobs, incoming) = async_channel::unbounded::<Job>();
         let (tell, ready) = mpsc::channel();
-        let thread = LocalExecutorBuilder::new(core.map_or(Place::Unbound, Place::Fixed))
+        let idle = (placement.wait == Wait::Poll).then_some(Duration::from_micros(placement.poll_idle_us));
+        let mut builder = LocalExecutorBuilder::new(core.map_or(Place::Unbound, Place::Fixed));
+        if idle.is_some() {
+            builder = builder.spin_before_park(SPIN);
+        }
+        let thread = builder
             .name(&name)
             .ring_depth(placement.ring_depth.max(1))
             .io_memory(placement.io_memory_bytes)
             .preempt_timer(PREEMPT_TIMER)
             .spawn(move || async move {
-                let _ = tell.send(());
+                let poller = match idle.map(Poller::new).transpose() {
+                    Ok(poller) => poller.map(Rc::new),
+                    Err(error) => {
+                        let text = format!("an executor that polls needs an epoll set and an event counter: {error}");
+                        return drop(tell.send(Err(Failure::Environment(text))));
+                    }
+                };
+                let _ = tell.send(Ok(()));
+                let polling = poller.clone().map(|poller| glommio::spawn_local(poller.run()));
                 let watchdog = glommio::spawn_local(async {
                     loop {
                         Timer::new(WATCHDOG).await;
@@ -57,17 +79,20 @@ impl Host {
                 });
                 let mut running = Vec::new();
                 while let Ok(job) = incoming.recv().await {
-                    running.push(glommio::spawn_local(job()));
+                    running.push(glommio::spawn_local(job(poller.clone())));
                 }
                 for shard in running {
                     shard.await;
                 }
                 watchdog.cancel().await;
+                if let Some(polling) = polling {
+                    polling.cancel().await;
+                }
             })
             .map_err(|error| runtime_failure(&name, error))?;
         let host = Self { jobs, thread: Mutex::new(Some(thread)), name };
         match ready.recv() {
-            Ok(()) => Ok(host),
+            Ok(started) => started.map(|()| host),
             // The executor could not be made, and only the join tells why.
             Err(mpsc::RecvError) => Err(match host.take_thread().map(ExecutorJoinHandle::join) {
                 Some(Err(error)) => runtime_failure(&host.name, error),
@@ -79,11 +104,11 @@ impl Host {
     /// Runs a shard in this thread.
     pub(crate) fn run<F, S>(&self, shard: F)
     where
-        F: FnOnce() -> S + Send + 'static,
+        F: FnOnce(Option<Rc<Poller>>) -> S + Send + 'static,
         S: Future<Output = ()> + 'static,
     {
         // If the thread is gone, the job is dropped, which its starter notices.
-        let _ = self.jobs.try_send(Box::new(move || Box::pin(shard())));
+        let _ = self.jobs.try_send(Box::new(move |poller| Box::pin(shard(poller))));
     }
 
     fn join(&self) -> Result<(), Failure> {

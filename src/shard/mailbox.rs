@@ -140,6 +140,11 @@ impl Mailboxes {
         empty
     }
 
+    /// Whether `to` was woken since it last went to sleep.
+    pub(super) fn is_woken(&self, to: ShardId) -> bool {
+        !self.boxes[usize::from(to.0)].sleeping.load(Ordering::Acquire)
+    }
+
     /// How `to` is woken; `None` when it stops, so that nobody wakes a task that is gone.
     pub(super) fn set_waker(&self, to: ShardId, waker: Option<Waker>) {
         *self.boxes[usize::from(to.0)].waker.lock().expect("nothing panics under this lock") = waker;

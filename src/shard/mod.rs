@@ -45,8 +45,8 @@ mod links;
 mod log;
 mod mailbox;
 mod node;
-
 mod outbox;
+mod poller;
 mod receive;
 mod recover;
 mod session;
@@ -70,6 +70,8 @@ pub(crate) use self::{
 pub(crate) use executor::{Executor, spawn};
 pub(crate) use host::Host;
 pub(crate) use node::Node;
+
+use poller::Look;
 
 /// What a protocol is made from, in the thread that runs it.
 #[derive(Clone, Debug)]
@@ -99,6 +101,8 @@ pub(crate) struct Shard<P> {
     wake: Notify,
     /// Accepted connections whose tasks have not ended.
     serving: Cell<usize>,
+    /// What the executor looks at its connections with, if it polls.
+    poller: Option<Rc<poller::Poller>>,
     /// HTTP connections.
     web: web::Web,
     node: Arc<Node>,
@@ -109,18 +113,36 @@ pub(crate) struct Shard<P> {
 }
 
 impl<P: Protocol> Shard<P> {
-    pub(crate) fn new(node: Arc<Node>, shard: ShardId, protocol: P, log: Box<dyn Log>) -> Rc<Self> {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        shard: ShardId,
+        protocol: P,
+        log: Box<dyn Log>,
+        poller: Option<Rc<poller::Poller>>,
+    ) -> Rc<Self> {
         let welcome = serde_json::to_vec(&node.welcome(shard)).expect("plain fields become JSON");
         Rc::new(Self {
             core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log)),
             wake: Notify::default(),
             serving: Cell::new(0),
+            poller,
             web: web::Web::default(),
             hello: node.hello(shard),
             welcome: wire::frame(Kind::ClientWelcome, shard.0, 0, &welcome),
             node,
             shard,
         })
+    }
+
+    /// Has the executor's loop ask this shard, if it polls.
+    fn be_polled(self: &Rc<Self>)
+    where
+        P: 'static,
+    {
+        if let Some(poller) = &self.poller {
+            let shard: Rc<dyn poller::Polled> = self.clone();
+            poller.add_shard(Rc::downgrade(&shard));
+        }
     }
 
     /// This node's id.
@@ -131,5 +153,15 @@ impl<P: Protocol> Shard<P> {
     /// A member's id.
     fn cluster_id(&self, node: NodeIndex) -> NodeId {
         self.node.cluster.member(node).id
+    }
+}
+
+impl<P: Protocol> poller::Polled for Shard<P> {
+    fn look(&self) -> Look {
+        if self.node.cluster.shards > 1 && self.node.mailboxes.is_woken(self.shard) {
+            self.wake.notify();
+            return Look::Woken;
+        }
+        if self.core.borrow().is_logging() { Look::Logging } else { Look::Idle }
     }
 }

@@ -11,7 +11,8 @@ use glommio::{
 use super::{
     Shard,
     backoff::Backoff,
-    connection::Connection,
+    connection::{Connection, duplicate},
+    poller::Reader,
     session::{Ended, Reading, Session},
 };
 use crate::{protocol::Protocol, topology::NodeIndex};
@@ -42,14 +43,41 @@ pub(super) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, listener:
     }
 }
 
+/// The receiving half of a connection.
+enum Incoming {
+    /// Waited for by the runtime's ring.
+    Ring(TcpStream),
+    /// Waited for by the loop of an executor that polls.
+    Polled(Reader),
+}
+
+impl Incoming {
+    /// Both halves of a connection.
+    fn split<P: Protocol>(shard: &Shard<P>, stream: TcpStream) -> io::Result<(Self, Connection)> {
+        let connection = Connection::of(&stream)?;
+        let incoming = match &shard.poller {
+            Some(poller) => Self::Polled(poller.reader(duplicate(&stream)?)?),
+            None => Self::Ring(stream),
+        };
+        Ok((incoming, connection))
+    }
+
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Ring(stream) => stream.read(buffer).await,
+            Self::Polled(reader) => reader.read(buffer).await,
+        }
+    }
+}
+
 /// One accepted connection, from hello to end.
-async fn serve<P: Protocol>(shard: &Shard<P>, mut stream: TcpStream) {
-    let connection = match Connection::of(&stream) {
-        Ok(connection) => connection,
+async fn serve<P: Protocol>(shard: &Shard<P>, stream: TcpStream) {
+    let (mut incoming, connection) = match Incoming::split(shard, stream) {
+        Ok(halves) => halves,
         Err(error) => return tracing::debug!("a connection was gone before it began: {error}"),
     };
     let mut session = Session::accept(shard, connection);
-    let Err(ended) = read(shard, &mut stream, &mut session).await;
+    let Err(ended) = read(shard, &mut incoming, &mut session).await;
     session.end(shard, &ended);
 }
 
@@ -78,20 +106,20 @@ async fn dial_once<P: Protocol>(shard: &Shard<P>, peer: NodeIndex) -> (bool, io:
     if shard.core.borrow().is_cut(peer) {
         return (false, io::Error::other("an injected fault cuts the link"));
     }
-    let mut stream = match TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
+    let stream = match TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
         Ok(stream) => stream,
         Err(glommio::GlommioError::IoError(error)) => return (false, error),
         Err(other) => return (false, io::Error::other(other.to_string())),
     };
-    let connection = match Connection::of(&stream) {
-        Ok(connection) => connection,
+    let (mut incoming, connection) = match Incoming::split(shard, stream) {
+        Ok(halves) => halves,
         Err(error) => return (false, error),
     };
     let mut session = match Session::call(shard, connection, peer) {
         Ok(session) => session,
         Err(ended) => return (false, ended.into_io()),
     };
-    let Err(ended) = read(shard, &mut stream, &mut session).await;
+    let Err(ended) = read(shard, &mut incoming, &mut session).await;
     let was_up = session.is_established();
     session.end(shard, &ended);
     (was_up, ended.into_io())
@@ -106,11 +134,11 @@ async fn let_others_read() {
 type Never = std::convert::Infallible;
 
 /// Hands everything that comes to the session until it ends.
-async fn read<P: Protocol>(shard: &Shard<P>, stream: &mut TcpStream, session: &mut Session) -> Result<Never, Ended> {
+async fn read<P: Protocol>(shard: &Shard<P>, incoming: &mut Incoming, session: &mut Session) -> Result<Never, Ended> {
     let mut full_reads = 0;
     loop {
         let spare = session.spare();
-        let bytes = stream.read(spare).await?;
+        let bytes = incoming.read(spare).await?;
         let full = bytes == spare.len();
         if session.received(shard, bytes)? == Reading::Paused {
             session.connection().resume.notified().await;

@@ -131,7 +131,7 @@ impl Process {
             let id = ShardId(number as u16);
             let core = recovered(start, id, now, &mut disk.borrow_mut())?;
             let core = Witness::new(core, index, id.0, Rc::clone(start.watch));
-            let shard = Shard::new(Arc::clone(&node), id, core, Box::new(DiskLog(Rc::clone(disk))));
+            let shard = Shard::new(Arc::clone(&node), id, core, Box::new(DiskLog(Rc::clone(disk))), None);
             shard.set_mail_waker(Waker::from(Arc::new(MailWaker(number, Arc::clone(&woken)))));
             let dial = |peer| Dial { backoff: shard.backoff(NodeIndex(peer as u8)), conn: None };
             let dials = (0..start.node).map(dial).collect();

@@ -6,17 +6,25 @@ mod recent;
 pub use history::{History, Version};
 pub use recent::{Judgement, OLDER_MAX, OPEN_SLOTS_MAX, Recent, SESSIONS_MAX, SESSIONS_MIN, Session};
 
+use smallvec::SmallVec;
+
 use crate::command::{Command, Expect, Op, Status};
+
+/// Bytes of a value that lie in the object itself: a longer one has memory of its own.
+pub const VALUE_INLINE_BYTES: usize = 64;
+
+/// A value. One of up to [`VALUE_INLINE_BYTES`] costs no allocation, and no second place in memory to go to.
+pub type Value = SmallVec<[u8; VALUE_INLINE_BYTES]>;
 
 /// What the commands up to some slot have made of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ObjectState {
     /// The value; `None` if there is none, as before the first write and after a Delete.
-    pub value: Option<Vec<u8>>,
+    pub value: Option<Value>,
     /// How many writes took effect.
     pub version: u64,
-    /// What the object's last writers have had executed (`protocol.md` §7); absent before the first write.
-    pub recent: Option<Box<Recent>>,
+    /// What the object's last writers have had executed (`protocol.md` §7).
+    pub recent: Recent,
 }
 
 /// The outcome of one executed command. A Get's value is the object's.
@@ -51,8 +59,7 @@ impl ObjectState {
         }
         let status = self.apply(command);
         let executed = Executed { status, version: self.version };
-        let recent = self.recent.get_or_insert_default();
-        recent.record(slot, command.client(), command.id(), executed);
+        self.recent.record(slot, command.client(), command.id(), executed);
         executed
     }
 
@@ -72,10 +79,12 @@ impl ObjectState {
     fn set(&mut self, value: &[u8]) {
         let held = self.value.get_or_insert_default();
         held.clear();
-        if held.capacity() > 4 * value.len().max(64) {
-            *held = Vec::with_capacity(value.len());
+        if held.capacity() > 4 * value.len().max(VALUE_INLINE_BYTES) {
+            *held = Value::new();
         }
-        held.reserve_exact(value.len());
+        if held.capacity() < value.len() {
+            held.reserve_exact(value.len());
+        }
         held.extend_from_slice(value);
     }
 
@@ -89,7 +98,7 @@ impl ObjectState {
 
     /// What is known of a client's command.
     pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
-        self.recent.as_ref().map_or(Judgement::Fresh, |recent| recent.judge(client, id, retry))
+        self.recent.judge(client, id, retry)
     }
 }
 

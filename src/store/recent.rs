@@ -1,5 +1,7 @@
 //! Which commands of an object's last writers are executed, and with what outcome: what makes a retry harmless.
 
+use smallvec::SmallVec;
+
 use super::Executed;
 use crate::command::Status;
 
@@ -26,8 +28,9 @@ pub struct Session {
     pub highest: u64,
     /// Bit i: whether `highest - 1 - i` was executed.
     pub before: u64,
-    /// The highest executed ids below these 64, falling; 0 for none.
-    pub older: [u64; OLDER_MAX],
+    /// How far below `highest` the highest executed ids below these 64 are, rising; 0 for none. Ids that are farther below
+    /// than this can say are not remembered one by one.
+    pub older: [u32; OLDER_MAX],
     /// Every executed id that is remembered in no other way is at or below this, or was executed before the session began.
     pub floor: u64,
     /// Before the session began, ids below this may have been executed: an earlier session of the client may have been
@@ -45,7 +48,7 @@ pub struct Session {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Recent {
     /// In no order that matters but the same on every replica.
-    pub sessions: Vec<Session>,
+    pub sessions: SmallVec<[Session; 1]>,
     /// All ids of sessions that were dropped are below this, whosever they were: a retry of an unknown client with such an id
     /// cannot be judged. 0 if none was dropped.
     pub blind_below: u64,
@@ -75,7 +78,7 @@ impl Recent {
             0 => Judgement::Done(Executed { status: session.status, version: session.version }),
             back @ 1..=WINDOW if session.before >> (back - 1) & 1 == 1 => Judgement::Duplicate,
             1..=WINDOW => unseen,
-            _ if session.older.contains(&id) => Judgement::Duplicate,
+            back if session.has_older(back) => Judgement::Duplicate,
             _ if id > session.floor => unseen,
             _ => Judgement::Unknown,
         }
@@ -128,32 +131,80 @@ impl Recent {
 impl Session {
     /// Moves the window up to a new highest id; what falls out of it is remembered one by one.
     fn rise_to(&mut self, id: u64) {
-        let step = id - self.highest;
+        let (step, before) = (id - self.highest, self.highest);
+        self.lower_older(step);
+        self.highest = id;
         let stays = WINDOW.saturating_sub(step);
         let mut leaving = if stays == 0 { self.before } else { self.before >> stays << stays };
         while leaving != 0 {
             // The lowest id first, so that the highest ones stay remembered.
             let place = 63 - u64::from(leaving.leading_zeros());
-            self.remember_older(self.highest - 1 - place);
+            self.remember_older(before - 1 - place);
             leaving &= !(1 << place);
         }
         if step > WINDOW {
-            self.remember_older(self.highest);
+            self.remember_older(before);
         }
         let shifted = if step < WINDOW { self.before << step } else { 0 };
         self.before = if step <= WINDOW { shifted | 1 << (step - 1) } else { 0 };
-        self.highest = id;
+    }
+
+    /// Whether the id that is so far below the highest is remembered by itself.
+    fn has_older(&self, back: u64) -> bool {
+        u32::try_from(back).is_ok_and(|back| self.older.contains(&back))
+    }
+
+    /// The highest id rises by `step`. What is too far below it then is no longer remembered by itself.
+    fn lower_older(&mut self, step: u64) {
+        let Ok(near) = u32::try_from(step) else { return self.forget_far(step) };
+        let (mut lowered, mut too_far) = (self.older, false);
+        // Without a branch, so that all of them are added to at once.
+        for back in &mut lowered {
+            let (sum, over) = back.overflowing_add(near);
+            too_far |= over;
+            *back = if *back == 0 { 0 } else { sum };
+        }
+        if too_far {
+            self.forget_far(step);
+        } else {
+            self.older = lowered;
+        }
+    }
+
+    #[cold]
+    fn forget_far(&mut self, step: u64) {
+        let older = std::mem::take(&mut self.older);
+        for (place, back) in older.into_iter().filter(|back| *back != 0).enumerate() {
+            match u32::try_from(u64::from(back).saturating_add(step)) {
+                Ok(back) => self.older[place] = back,
+                Err(_) => self.floor = self.floor.max(self.highest - u64::from(back)),
+            }
+        }
     }
 
     fn remember_older(&mut self, id: u64) {
-        let place = self.older.partition_point(|older| *older > id);
-        let dropped = if place == OLDER_MAX {
-            id
-        } else {
-            self.older[place..].rotate_right(1);
-            std::mem::replace(&mut self.older[place], id)
+        let Ok(back) = u32::try_from(self.highest - id) else {
+            self.floor = self.floor.max(id);
+            return;
         };
-        self.floor = self.floor.max(dropped);
+        let dropped = if self.older[0] == 0 || back < self.older[0] {
+            // The usual case, and one move.
+            let last = self.older[OLDER_MAX - 1];
+            self.older.copy_within(..OLDER_MAX - 1, 1);
+            self.older[0] = back;
+            last
+        } else {
+            let place = self.older.iter().position(|older| *older == 0 || *older > back).unwrap_or(OLDER_MAX);
+            if place == OLDER_MAX {
+                back
+            } else {
+                self.older[place..].rotate_right(1);
+                std::mem::replace(&mut self.older[place], back)
+            }
+        };
+        if dropped != 0 {
+            self.floor = self.floor.max(self.highest - u64::from(dropped));
+        }
     }
 }
 

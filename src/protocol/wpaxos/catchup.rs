@@ -11,7 +11,7 @@ use super::{
 use crate::{
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
-    store::ObjectState,
+    store::{ObjectState, Recent},
     topology::NodeIndex,
     wire::{self, Frame, FrameError, Kind},
 };
@@ -31,7 +31,7 @@ impl WPaxos {
         known.state = state;
         known.applied = applied;
         if self.config.has(Mutant::InstallForgetsSessions) {
-            known.state.recent = None;
+            known.state.recent = Recent::default();
         }
         while known.tail.first().is_some_and(|first| first.slot <= applied) {
             known.tail.pop_first();
@@ -164,7 +164,7 @@ impl WPaxos {
                 catch_up.cursor += 1;
                 let known = &self.objects[object];
                 if known.own_seq >= catch_up.from_seq && known.applied > 0 {
-                    let bytes = known.key.len() + known.state.value.as_ref().map_or(0, Vec::len) + 256;
+                    let bytes = known.key.len() + known.state.value.as_ref().map_or(0, |value| value.len()) + 256;
                     room = room.saturating_sub(bytes);
                     self.send_state(to, object);
                 }

@@ -420,7 +420,7 @@ impl WPaxos {
             let known = &self.objects[ObjectIndex(next as u32)];
             next += 1;
             if known.applied > 0 {
-                states += known.key.len() + known.state.value.as_ref().map_or(0, Vec::len) + 256;
+                states += known.key.len() + known.state.value.as_ref().map_or(0, |value| value.len()) + 256;
                 let key_bytes = (known.key.len() as u16).into();
                 let row = ListRow { applied: known.applied.into(), key_bytes, reserved: [0; 6] };
                 rows.extend_from_slice(row.as_bytes());

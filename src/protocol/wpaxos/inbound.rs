@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Ballot, ObjectIndex, message::StreamId};
+use super::{Ballot, ObjectIndex, message::StreamId, stream::HeldFrame};
 use crate::command::Command;
 
 /// An entry that was taken and that the watermark has not passed.
@@ -72,14 +72,15 @@ impl Inbound {
         self.last_seq
     }
 
-    /// Moves the watermark over one entry and returns it with its frame; [`Self::settle_frames`] lets go of that.
-    pub(super) fn pass_next(&mut self) -> (u64, TakenEntry, Bytes) {
+    /// Moves the watermark over one entry and returns it; its frame is `held` then. [`Self::settle_frames`] lets go of that.
+    pub(super) fn pass_next(&mut self, held: &mut HeldFrame) -> (u64, TakenEntry) {
         let entry = self.entries.pop_front().expect("the watermark stays at or below the last number taken");
         self.watermark += 1;
         let place = (entry.frame - self.first_frame) as usize;
-        let frame = self.frames[place].bytes.clone();
-        self.frames[place].live -= 1;
-        (self.watermark, entry, frame)
+        let frame = &mut self.frames[place];
+        frame.live -= 1;
+        held.take(entry.frame, || &frame.bytes);
+        (self.watermark, entry)
     }
 
     /// Lets go of frames in which nothing is needed any more.

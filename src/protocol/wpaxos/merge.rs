@@ -107,7 +107,7 @@ impl WPaxos {
             if known.applied == 0 && known.tail.is_empty() {
                 continue;
             }
-            states += known.state.value.as_ref().map_or(0, Vec::len);
+            states += known.state.value.as_ref().map_or(0, |value| value.len());
             let row = MergeRow {
                 applied: known.applied.into(),
                 tail: (known.tail.len() as u32).into(),

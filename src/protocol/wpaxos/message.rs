@@ -25,7 +25,7 @@ use zerocopy::{
 use super::Ballot;
 use crate::{
     command::{KEY_BYTES_MAX, Status},
-    store::{OLDER_MAX, ObjectState, Recent, SESSIONS_MAX, Session},
+    store::{OLDER_MAX, ObjectState, Recent, SESSIONS_MAX, Session, Value},
     topology::NodeId,
     wire::{Frame, FrameError, HEADER_BYTES},
 };
@@ -259,7 +259,7 @@ layout! {
 
 layout! {
     /// One of the object's last writers.
-    SessionBody, 128 {
+    SessionBody, 96 {
         /// The client.
         client: U64,
         /// Its highest executed id.
@@ -267,7 +267,7 @@ layout! {
         /// Which of the 64 before.
         before: U64,
         /// Executed ids below these.
-        older: [U64; OLDER_MAX],
+        older: [U32; OLDER_MAX],
         /// Executed ids that are not remembered are at or below this.
         floor: U64,
         /// Ids below this may have been executed before the session began.
@@ -632,20 +632,23 @@ impl<'a> Reader<'a> {
         if head.has_value > 1 || sessions.len() > SESSIONS_MAX {
             return Err(self.wrong("a state is out of range"));
         }
-        let sessions = sessions.iter().map(|body| self.session(body)).collect::<Result<Vec<_>, _>>()?;
-        let recent = (!sessions.is_empty()).then(|| Box::new(Recent { sessions, blind_below: head.blind_below.get() }));
-        let value = (head.has_value == 1).then(|| value.to_vec());
+        let sessions = sessions.iter().map(|body| self.session(body)).collect::<Result<_, _>>()?;
+        let recent = Recent { sessions, blind_below: head.blind_below.get() };
+        let value = (head.has_value == 1).then(|| Value::from_slice(value));
         Ok(ObjectState { value, version: self.number(head.version)?, recent })
     }
 
     fn session(&self, body: &SessionBody) -> Result<Session, FrameError> {
         self.zero(body.reserved)?;
         let status = Status::from_wire(body.status).filter(|status| status.is_executed());
+        if body.older.iter().any(|back| u64::from(back.get()) > body.highest.get()) {
+            return Err(self.wrong("a session remembers ids below 0"));
+        }
         Ok(Session {
             client: body.client.get(),
             highest: body.highest.get(),
             before: body.before.get(),
-            older: body.older.map(U64::get),
+            older: body.older.map(U32::get),
             floor: body.floor.get(),
             blind_below: body.blind_below.get(),
             slot: body.slot.get(),
@@ -659,12 +662,12 @@ impl<'a> Reader<'a> {
 pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
     let start = out.len();
     let value = state.value.as_deref().unwrap_or_default();
-    let sessions = state.recent.as_ref().map_or(&[][..], |recent| &recent.sessions);
+    let sessions = &state.recent.sessions;
     let head = StateHead {
         version: state.version.into(),
         value_bytes: (value.len() as u32).into(),
         has_value: state.value.is_some().into(),
-        blind_below: state.recent.as_ref().map_or(0, |recent| recent.blind_below).into(),
+        blind_below: state.recent.blind_below.into(),
         reserved: 0,
         sessions: (sessions.len() as u16).into(),
     };
@@ -675,7 +678,7 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
             client: session.client.into(),
             highest: session.highest.into(),
             before: session.before.into(),
-            older: session.older.map(U64::new),
+            older: session.older.map(U32::new),
             floor: session.floor.into(),
             blind_below: session.blind_below.into(),
             slot: session.slot.into(),

@@ -7,12 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use super::{Ballot, Config, phase1::Preparing, requests::RequestKey, steal::Accesses};
 use crate::{
     command::Command,
     mutant::Mutant,
-    store::{Executed, OPEN_SLOTS_MAX, ObjectState},
+    store::{Executed, OPEN_SLOTS_MAX, ObjectState, Recent},
     topology::{NodeIndex, token_of},
 };
 
@@ -20,10 +21,17 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct ObjectIndex(pub(super) u32);
 
-/// One object, as one node knows it.
+/// Bytes of a key that lie in the object itself: a longer one has memory of its own.
+const KEY_INLINE_BYTES: usize = 24;
+
+/// A key as an object keeps it.
+pub(super) type Key = SmallVec<[u8; KEY_INLINE_BYTES]>;
+
+/// One object, as one node knows it: in one piece of memory, as far as key and value are of the usual size and one client
+/// writes it, because every line of it that lies elsewhere is a wait of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Object {
-    pub(super) key: Box<[u8]>,
+    pub(super) key: Key,
     /// The highest ballot seen. Never goes down.
     pub(super) promised: Ballot,
     /// Everything up to this slot is decided and executed; `state` is the result.
@@ -84,12 +92,10 @@ impl Object {
     /// Executes the command that a slot decides.
     pub(super) fn execute(&mut self, config: &Config, slot: u64, command: Command<'_>) -> Executed {
         if config.has(Mutant::RetryExecutedTwice) {
-            self.state.recent = None;
+            self.state.recent = Recent::default();
         }
-        if config.has(Mutant::SessionVouches)
-            && let Some(recent) = &mut self.state.recent
-        {
-            recent.sessions.iter_mut().for_each(|session| session.blind_below = 0);
+        if config.has(Mutant::SessionVouches) {
+            self.state.recent.sessions.iter_mut().for_each(|session| session.blind_below = 0);
         }
         self.applied = slot;
         self.state.execute(slot, command)
@@ -164,10 +170,13 @@ impl Tail {
     }
 
     pub(super) fn get_mut(&mut self, slot: u64) -> Option<&mut TailEntry> {
-        if self.first.as_ref().is_some_and(|first| first.slot == slot) {
+        if self.first.as_ref()?.slot == slot {
             return self.first.as_mut();
         }
         let more = self.more.as_mut()?;
+        if more.back()?.slot < slot {
+            return None;
+        }
         let place = more.binary_search_by_key(&slot, |entry| entry.slot).ok()?;
         more.get_mut(place)
     }
@@ -213,62 +222,97 @@ impl Hash for Tail {
     }
 }
 
-/// All objects of a shard that this node has heard of: a hash table from key to place, and the objects in a row.
+/// All objects of a shard that this node has heard of: hash tables from key to place, and the objects in rows.
 #[derive(Clone, Debug)]
 pub(super) struct Objects {
-    table: HashTable<u32>,
-    row: Vec<Object>,
-    tokens: Vec<u64>,
+    /// Many small tables, of which one at a time grows: one that holds millions would stop the shard while it moves.
+    tables: Vec<HashTable<Known>>,
+    /// Of [`ROW`] objects each, for the same reason; the last one grows.
+    rows: Vec<Vec<Object>>,
     seed: u64,
+}
+
+/// How many tables there are, a power of two.
+const TABLES: usize = 64;
+/// Objects in a row, a power of two.
+const ROW: usize = 1024;
+
+/// Where the object of a token is. The two halves of the token, so that it takes 12 bytes and not 16.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    token: [u32; 2],
+    index: u32,
+}
+
+impl Known {
+    fn new(token: u64, index: u32) -> Self {
+        Self { token: [token as u32, (token >> 32) as u32], index }
+    }
+
+    fn token(&self) -> u64 {
+        u64::from(self.token[1]) << 32 | u64::from(self.token[0])
+    }
 }
 
 impl Objects {
     pub(super) fn new(seed: u64) -> Self {
-        Self { table: HashTable::new(), row: Vec::new(), tokens: Vec::new(), seed }
+        Self { tables: vec![HashTable::new(); TABLES], rows: Vec::new(), seed }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.row.len()
+        self.rows.last().map_or(0, |last| (self.rows.len() - 1) * ROW + last.len())
     }
 
     pub(super) fn find(&self, key: &[u8]) -> Option<ObjectIndex> {
         let token = token_of(key);
-        let hash = mixed(token, self.seed);
-        let found = self.table.find(hash, |&index| self.is_key(index, token, key));
-        found.map(|&index| ObjectIndex(index))
+        self.find_token(token, mixed(token, self.seed), key)
+    }
+
+    fn find_token(&self, token: u64, hash: u64, key: &[u8]) -> Option<ObjectIndex> {
+        let found = self.tables[table_of(hash)].find(hash, |known| self.is_key(known, token, key));
+        found.map(|known| ObjectIndex(known.index))
     }
 
     /// The object with this key, made by `new` (from its token) if it is not there yet.
     pub(super) fn find_or_insert(&mut self, key: &[u8], new: impl FnOnce(u64) -> Object) -> ObjectIndex {
         let token = token_of(key);
         let hash = mixed(token, self.seed);
-        if let Some(&index) = self.table.find(hash, |&index| self.is_key(index, token, key)) {
-            return ObjectIndex(index);
+        if let Some(index) = self.find_token(token, hash, key) {
+            return index;
         }
-        let index = u32::try_from(self.row.len()).expect("fewer than four billion objects in a shard");
-        self.row.push(new(token));
-        self.tokens.push(token);
-        self.table.insert_unique(hash, index, |&index| mixed(self.tokens[index as usize], self.seed));
+        let index = u32::try_from(self.len()).expect("fewer than four billion objects in a shard");
+        match self.rows.last_mut().filter(|row| row.len() < ROW) {
+            Some(row) => row.push(new(token)),
+            None => {
+                // The first row grows as it fills, for those who have few objects.
+                let mut row = Vec::with_capacity(if self.rows.is_empty() { 0 } else { ROW });
+                row.push(new(token));
+                self.rows.push(row);
+            }
+        }
+        let seed = self.seed;
+        self.tables[table_of(hash)]
+            .insert_unique(hash, Known::new(token, index), |known| mixed(known.token(), seed));
         ObjectIndex(index)
     }
 
-    fn is_key(&self, index: u32, token: u64, key: &[u8]) -> bool {
-        self.tokens[index as usize] == token && *self.row[index as usize].key == *key
+    fn is_key(&self, known: &Known, token: u64, key: &[u8]) -> bool {
+        known.token() == token && *self[ObjectIndex(known.index)].key == *key
     }
 
     pub(super) fn token(&self, index: ObjectIndex) -> u64 {
-        self.tokens[index.0 as usize]
+        token_of(&self[index].key)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Object> {
-        self.row.iter()
+        self.rows.iter().flatten()
     }
 }
 
-// The row says it all: the table and the tokens follow from its keys, the seed from the node.
+// The rows say it all: the tables follow from their keys, the seed from the node.
 impl PartialEq for Objects {
     fn eq(&self, other: &Self) -> bool {
-        self.row == other.row
+        self.rows == other.rows
     }
 }
 
@@ -276,7 +320,7 @@ impl Eq for Objects {}
 
 impl Hash for Objects {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.row.hash(state);
+        self.rows.hash(state);
     }
 }
 
@@ -286,17 +330,22 @@ fn mixed(token: u64, seed: u64) -> u64 {
     (token ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
 }
 
+/// By bits that no table looks at: it takes its tags from the top, its places from the bottom.
+fn table_of(hash: u64) -> usize {
+    (hash >> 48) as usize % TABLES
+}
+
 impl std::ops::Index<ObjectIndex> for Objects {
     type Output = Object;
 
     fn index(&self, index: ObjectIndex) -> &Object {
-        &self.row[index.0 as usize]
+        &self.rows[index.0 as usize / ROW][index.0 as usize % ROW]
     }
 }
 
 impl std::ops::IndexMut<ObjectIndex> for Objects {
     fn index_mut(&mut self, index: ObjectIndex) -> &mut Object {
-        &mut self.row[index.0 as usize]
+        &mut self.rows[index.0 as usize / ROW][index.0 as usize % ROW]
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     message::{BatchHead, EntryHead, Reader, Refusal, SkipBody, Standing, StreamId, ballot_from},
     object::{Source, TailEntry},
     requests::{Answer, Stage},
+    stream::HeldFrame,
 };
 use crate::{
     command::{Command, Op, Status},
@@ -227,15 +228,17 @@ impl WPaxos {
         }
         assert!(to <= self.stream.sealed_seq(), "nobody acks what was not sealed");
         self.progress_at = now;
+        let mut held = HeldFrame::default();
         while self.stream.committed < to {
-            let (seq, entry, frame) = self.stream.commit_next(now);
+            let (seq, entry) = self.stream.commit_next(now, &mut held);
+            let frame = held.bytes();
             if entry.withdrawn {
-                self.keep_bytes(entry.object, entry.slot, &Source::Own(seq), || entry.slice_of(&frame));
+                self.keep_bytes(entry.object, entry.slot, &Source::Own(seq), || entry.slice_of(frame));
                 self.orphan_withdrawn(now, entry.object, entry.slot, entry.ballot);
                 continue;
             }
             self.counters.committed += 1;
-            let command = entry.command_in(&frame);
+            let command = entry.command_in(frame);
             let answer = self.execute_own(now, &entry, command, out);
             if entry.request != RequestKey::NONE {
                 self.answer(entry.request, answer, out);
@@ -518,18 +521,20 @@ impl WPaxos {
             return;
         }
         let mut withdrawn = withdrawn.iter().map(|seq| seq.get()).peekable();
+        let mut held = HeldFrame::default();
         while self.inbound[from.index()].watermark < commit_to {
-            let (seq, entry, frame) = self.inbound[from.index()].pass_next();
+            let (seq, entry) = self.inbound[from.index()].pass_next(&mut held);
+            let frame = held.bytes();
             while withdrawn.next_if(|dropped| *dropped < seq).is_some() {}
             if withdrawn.next_if_eq(&seq).is_some() {
                 let source = Source::Stream(from, seq);
-                self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(&frame));
+                self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(frame));
                 self.orphan_withdrawn(now, entry.object, entry.slot, entry.ballot);
             } else {
                 // The stream's command, not the tail's: this node may have refused the entry and hold another there.
                 let (object, slot, ballot) = (entry.object, entry.slot, entry.ballot);
                 let wrong = self.wrongly_executed(object, slot, &Source::Stream(from, seq));
-                let command = wrong.as_ref().map_or_else(|| entry.command_in(&frame), |bytes| Command::view(bytes));
+                let command = wrong.as_ref().map_or_else(|| entry.command_in(frame), |bytes| Command::view(bytes));
                 self.learn(now, object, slot, ballot, command, out);
             }
         }
@@ -608,9 +613,11 @@ impl WPaxos {
     /// Passes over everything up to `to` without executing it: its fate is not known here, state will come instead. Tails
     /// keep what was accepted.
     pub(super) fn drop_entries(&mut self, from: NodeIndex, to: u64) {
+        let mut held = HeldFrame::default();
         while self.inbound[from.index()].watermark < to.min(self.inbound[from.index()].last_seq) {
-            let (seq, entry, frame) = self.inbound[from.index()].pass_next();
-            self.keep_bytes(entry.object, entry.slot, &Source::Stream(from, seq), || entry.slice_of(&frame));
+            let (seq, entry) = self.inbound[from.index()].pass_next(&mut held);
+            let (source, frame) = (Source::Stream(from, seq), held.bytes());
+            self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(frame));
         }
         self.inbound[from.index()].settle_frames();
     }

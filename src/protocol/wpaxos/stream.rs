@@ -41,6 +41,27 @@ pub(super) struct OwnFrame {
     pub(super) commit_to: u64,
 }
 
+/// The frame that a run of entries lies in, shared once for all of them: each share counts up and down with an atomic.
+#[derive(Debug, Default)]
+pub(super) struct HeldFrame(Option<(u64, Bytes)>);
+
+impl HeldFrame {
+    /// Holds the frame with this number.
+    pub(super) fn take<'a>(&mut self, number: u64, bytes: impl FnOnce() -> &'a Bytes) {
+        if self.0.as_ref().is_none_or(|(held, _)| *held != number) {
+            self.0 = Some((number, bytes().clone()));
+        }
+    }
+
+    /// The frame that was taken last.
+    ///
+    /// # Panics
+    /// If there was none.
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.0.as_ref().expect("a frame was taken").1
+    }
+}
+
 /// The open batch: entries that no frame holds yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Open {
@@ -277,15 +298,15 @@ impl OwnStream {
         }
     }
 
-    /// Takes the entry behind the watermark, which moves over it, with its command.
-    pub(super) fn commit_next(&mut self, now: Micros) -> (u64, OwnEntry, Bytes) {
+    /// Takes the entry behind the watermark, which moves over it; its frame is `held` then.
+    pub(super) fn commit_next(&mut self, now: Micros, held: &mut HeldFrame) -> (u64, OwnEntry) {
         let entry = self.entries.pop_front().expect("the watermark stays below the last number");
         self.committed += 1;
         self.unannounced_since.get_or_insert(now);
         self.inflight_bytes -= entry.bytes as usize;
-        let frame = self.frame(entry.frame).expect("only sealed entries are committed, and kept until they are");
-        let frame = frame.bytes.clone();
-        (self.committed, entry, frame)
+        let kept = "only sealed entries are committed, and kept until they are";
+        held.take(entry.frame, || &self.frame(entry.frame).expect(kept).bytes);
+        (self.committed, entry)
     }
 
     /// Marks an entry above the watermark as withdrawn.

@@ -200,7 +200,7 @@ impl Bench {
     /// What is executed, the value, and the version.
     fn known(&self, node: usize) -> (u64, Option<Vec<u8>>, u64) {
         let object = self.nodes[node].objects().next().expect("it has heard of the object");
-        (object.applied, object.state.value.clone(), object.state.version)
+        (object.applied, object.state.value.as_ref().map(|value| value.to_vec()), object.state.version)
     }
 
     fn counter(&self, node: usize, name: &str) -> u64 {
@@ -306,7 +306,7 @@ fn a_promise_has_the_state_that_the_candidate_lacks_and_the_tail() {
     let head: &PromiseHead = reader.take().unwrap();
     assert_eq!((head.ballot.get(), head.applied.get(), head.tail.get()), (ballot(1, 1, 3).number, 1, 1));
     assert_eq!(reader.key(head.key_bytes), Ok(b"k".as_slice()));
-    assert_eq!(reader.state().unwrap().value, Some(b"a".to_vec()));
+    assert_eq!(reader.state().unwrap().value.as_deref(), Some(&b"a"[..]));
     let tail: &TailHead = reader.take().unwrap();
     assert_eq!((tail.slot.get(), tail.ballot.get(), tail.decided), (2, ballot(1, 1, 1).number, 0));
     bench.give(1, 2, &promise);

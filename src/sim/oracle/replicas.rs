@@ -87,13 +87,13 @@ mod tests {
     use super::*;
     use crate::{
         command::Status,
-        store::{Executed, Recent},
+        store::{Executed, Recent, Value},
     };
 
     fn state(value: u64, version: u64, id: u64) -> ObjectState {
         let mut recent = Recent::default();
         recent.record(version, 1, id, Executed { status: Status::Ok, version });
-        ObjectState { value: Some(value.to_le_bytes().to_vec()), version, recent: Some(Box::new(recent)) }
+        ObjectState { value: Some(Value::from_slice(&value.to_le_bytes())), version, recent }
     }
 
     fn seen() -> Replicas {
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn replicas_that_differ_are_refused() {
-        let short = ObjectState { value: Some(vec![1]), ..state(9, 3, 1) };
+        let short = ObjectState { value: Some(Value::from_slice(&[1])), ..state(9, 3, 1) };
         for other in [state(8, 3, 1), state(9, 4, 1), state(9, 3, 2), short, ObjectState::default()] {
             let violation = seen().executed(NodeIndex(1), 1, 5, &other).unwrap_err();
             assert_eq!(violation.rule, Rule::ReplicasDiffer, "{other:?}");

@@ -51,9 +51,9 @@ impl Local {
             ..LocalOptions::default()
         };
         let failed = |error| TargetError(format!("cannot start a local cluster: {error}"));
+        let executors = options.thread_count();
         let cluster = LocalCluster::start(options).map_err(failed)?;
         let seeds = cluster.seeds().iter().map(ToString::to_string).collect();
-        let executors = usize::from(plan.zones) * usize::from(plan.nodes) * usize::from(plan.shards);
         Ok(Self { cluster, seeds, executors })
     }
 
@@ -62,7 +62,7 @@ impl Local {
         &self.seeds
     }
 
-    /// How many executors it runs.
+    /// How many threads its executors run in.
     pub fn executors(&self) -> usize {
         self.executors
     }
