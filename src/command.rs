@@ -277,6 +277,12 @@ impl<'a> Command<'a> {
         Self { header, bytes }
     }
 
+    /// The key of bytes that nobody has checked, if they look like a command: for hints only.
+    pub fn glimpse_key(bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let (header, rest) = CommandHeader::ref_from_prefix(bytes).ok()?;
+        rest.get(..usize::from(header.key_bytes.get()))
+    }
+
     /// The whole encoding.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes

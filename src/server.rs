@@ -89,7 +89,9 @@ impl Threads {
         };
         let hosts = (0..count).map(host).collect::<Result<_, _>>()?;
         if tuning.placement.wait == Wait::Poll && cores.is_none() {
-            tracing::warn!("placement.wait is \"poll\", and no cores are named or there are too few: threads share cores");
+            tracing::warn!(
+                "placement.wait is \"poll\", and no cores are named or there are too few: threads share cores"
+            );
         }
         Ok(Self { hosts, cores, wait: tuning.placement.wait, placed: Arc::default() })
     }

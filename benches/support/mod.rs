@@ -47,13 +47,18 @@ impl Loopback {
         cluster
     }
 
-    /// Hands one Request body's commands to a node; [`Self::run`] does the rest.
+    /// Hands one Request body's commands to a node, as a shard does; [`Self::run`] does the rest.
     pub fn submit(&mut self, node: usize, commands: &[Bytes]) {
-        for bytes in commands {
-            let command = Command::view(bytes);
-            let (reply_to, zone, read) = (ReplyTo(0), ZoneIndex(0), ReadMode::Log);
-            let request = Request { reply_to, zone, read, command, frame: bytes };
-            self.nodes[node].on_request(self.now, request, &mut self.outputs[node]);
+        for ahead in commands.chunks(64) {
+            if ahead.len() > 1 {
+                self.nodes[node].foresee(&mut ahead.iter().map(|bytes| Command::view(bytes).key()));
+            }
+            for bytes in ahead {
+                let command = Command::view(bytes);
+                let (reply_to, zone, read) = (ReplyTo(0), ZoneIndex(0), ReadMode::Log);
+                let request = Request { reply_to, zone, read, command, frame: bytes };
+                self.nodes[node].on_request(self.now, request, &mut self.outputs[node]);
+            }
         }
     }
 

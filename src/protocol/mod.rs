@@ -255,6 +255,10 @@ pub trait Protocol {
     /// driver closes the link, which makes both sides start over from what they know.
     fn on_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError>;
 
+    /// The keys of the requests that come next, in their order: a hint, which lets a protocol fetch what it knows of all of
+    /// them at once. Nothing is promised by it.
+    fn foresee(&mut self, _keys: &mut dyn Iterator<Item = &[u8]>) {}
+
     /// A request of a client of this node. It is answered exactly once.
     fn on_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs);
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 
 use super::{
     clients::{Clients, Waiting},
@@ -40,6 +41,8 @@ const HELLO_TIMEOUT_US: u64 = 3_000_000;
 const TAKEN_SUSPICIONS: u64 = 10;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
 const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Requests of one frame whose objects are looked up together: as many as the caches of a core hold.
+const FORESEEN_MAX: usize = 64;
 /// Bytes of a checkpoint that a turn makes: what it may hold up everything else by.
 const CHECKPOINT_BYTES_MAX: usize = 64 << 10;
 
@@ -339,25 +342,47 @@ impl<P: Protocol> Core<P> {
 
     fn on_requests(&mut self, now: Micros, client: Key, frame: &Bytes, body: &[u8]) -> Result<(), Refusal> {
         let shards = self.node.cluster.shards;
-        for request in native::requests(body) {
-            let (read, command) = request.map_err(Refusal::malformed)?;
-            self.counters.requests += 1;
-            if command.op() == Op::Noop || command.client() == 0 {
-                self.refuse_request(client, command.id(), Status::BadRequest);
-                continue;
+        let mut requests = native::requests(body);
+        let mut ahead = SmallVec::<[_; 4]>::new();
+        loop {
+            // What is malformed ends the connection when its turn comes.
+            ahead.extend(requests.by_ref().take(FORESEEN_MAX));
+            if ahead.len() > 1 {
+                let mut keys =
+                    ahead.iter().filter_map(|request| request.as_ref().ok().map(|(_, command)| command.key()));
+                self.protocol.foresee(&mut keys);
             }
-            if self.stop_by.is_some() {
-                self.refuse_request(client, command.id(), Status::ShuttingDown);
-                continue;
+            if ahead.is_empty() {
+                return Ok(());
             }
-            let to = if shards == 1 { self.shard } else { shard_of(token_of(command.key()), shards) };
-            if to == self.shard {
-                self.propose(now, client, read, command, frame);
-            } else {
-                self.lend(client, to, read, command, frame);
+            for request in ahead.drain(..) {
+                let (read, command) = request.map_err(Refusal::malformed)?;
+                self.take_request(now, client, (read, command), frame, shards);
             }
         }
-        Ok(())
+    }
+
+    fn take_request(
+        &mut self,
+        now: Micros,
+        client: Key,
+        (read, command): (ReadMode, Command<'_>),
+        frame: &Bytes,
+        shards: u16,
+    ) {
+        self.counters.requests += 1;
+        if command.op() == Op::Noop || command.client() == 0 {
+            return self.refuse_request(client, command.id(), Status::BadRequest);
+        }
+        if self.stop_by.is_some() {
+            return self.refuse_request(client, command.id(), Status::ShuttingDown);
+        }
+        let to = if shards == 1 { self.shard } else { shard_of(token_of(command.key()), shards) };
+        if to == self.shard {
+            self.propose(now, client, read, command, frame);
+        } else {
+            self.lend(client, to, read, command, frame);
+        }
     }
 
     /// Hands a client's request to the protocol.

@@ -163,8 +163,7 @@ impl Poller {
             let patience = if logging { REACTOR_LOGGING } else { REACTOR };
             if now.duration_since(reactor_at) >= patience {
                 reactor_at = now;
-                // To yield would not do: the reactor has its turn only when every task waits.
-                Timer::new(Duration::from_nanos(1)).await;
+                reactor_turn().await;
             }
             let is_own = core.is_own(now);
             if found || (is_own && (logging || now.duration_since(active_at) < self.idle)) {
@@ -178,7 +177,7 @@ impl Poller {
                 yield_now().await;
                 yield_now().await;
                 // Whatever ended the nap, the reactor has waited long enough.
-                Timer::new(Duration::from_nanos(1)).await;
+                reactor_turn().await;
             }
         }
     }
@@ -232,6 +231,12 @@ impl Poller {
         }
         self.bell.napping.store(false, Ordering::Relaxed);
     }
+}
+
+/// Lets the runtime's reactor have its turn. To yield would not do: it has one only when every task waits. Nor would a
+/// shorter timer: one that is over when it is looked at first is not waited for at all.
+async fn reactor_turn() {
+    Timer::new(Duration::from_nanos(800)).await;
 }
 
 /// The receiving half of a connection, woken by a [`Poller`].

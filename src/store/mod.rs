@@ -4,7 +4,7 @@ mod history;
 mod recent;
 
 pub use history::{History, Version};
-pub use recent::{Judgement, OLDER_MAX, OPEN_SLOTS_MAX, Recent, SESSIONS_MAX, SESSIONS_MIN, Session};
+pub use recent::{Judgement, OLDER_MAX, OPEN_SLOTS_MAX, Older, Recent, SESSIONS_MAX, SESSIONS_MIN, Session};
 
 use smallvec::SmallVec;
 
@@ -78,6 +78,10 @@ impl ObjectState {
     /// Overwrites in place: a value of the usual size costs no allocation.
     fn set(&mut self, value: &[u8]) {
         let held = self.value.get_or_insert_default();
+        if held.len() == value.len() {
+            held.copy_from_slice(value);
+            return;
+        }
         held.clear();
         if held.capacity() > 4 * value.len().max(VALUE_INLINE_BYTES) {
             *held = Value::new();

@@ -28,9 +28,8 @@ pub struct Session {
     pub highest: u64,
     /// Bit i: whether `highest - 1 - i` was executed.
     pub before: u64,
-    /// How far below `highest` the highest executed ids below these 64 are, rising; 0 for none. Ids that are farther below
-    /// than this can say are not remembered one by one.
-    pub older: [u32; OLDER_MAX],
+    /// The highest executed ids below these 64.
+    pub older: Older,
     /// Every executed id that is remembered in no other way is at or below this, or was executed before the session began.
     pub floor: u64,
     /// Before the session began, ids below this may have been executed: an earlier session of the client may have been
@@ -78,7 +77,7 @@ impl Recent {
             0 => Judgement::Done(Executed { status: session.status, version: session.version }),
             back @ 1..=WINDOW if session.before >> (back - 1) & 1 == 1 => Judgement::Duplicate,
             1..=WINDOW => unseen,
-            back if session.has_older(back) => Judgement::Duplicate,
+            _ if session.older.has(session.highest, id) => Judgement::Duplicate,
             _ if id > session.floor => unseen,
             _ => Judgement::Unknown,
         }
@@ -91,7 +90,7 @@ impl Recent {
                 client,
                 highest: id,
                 before: 0,
-                older: [0; OLDER_MAX],
+                older: Older::default(),
                 floor: 0,
                 blind_below: self.blind_below,
                 slot,
@@ -132,7 +131,8 @@ impl Session {
     /// Moves the window up to a new highest id; what falls out of it is remembered one by one.
     fn rise_to(&mut self, id: u64) {
         let (step, before) = (id - self.highest, self.highest);
-        self.lower_older(step);
+        let forgotten = self.older.forget_far(before, step);
+        self.forget(forgotten);
         self.highest = id;
         let stays = WINDOW.saturating_sub(step);
         let mut leaving = if stays == 0 { self.before } else { self.before >> stays << stays };
@@ -143,68 +143,109 @@ impl Session {
             leaving &= !(1 << place);
         }
         if step > WINDOW {
-            self.remember_older(before);
+            let forgotten = self.older.push(id, before);
+            self.forget(forgotten);
         }
         let shifted = if step < WINDOW { self.before << step } else { 0 };
         self.before = if step <= WINDOW { shifted | 1 << (step - 1) } else { 0 };
     }
 
-    /// Whether the id that is so far below the highest is remembered by itself.
-    fn has_older(&self, back: u64) -> bool {
-        u32::try_from(back).is_ok_and(|back| self.older.contains(&back))
-    }
-
-    /// The highest id rises by `step`. What is too far below it then is no longer remembered by itself.
-    fn lower_older(&mut self, step: u64) {
-        let Ok(near) = u32::try_from(step) else { return self.forget_far(step) };
-        let (mut lowered, mut too_far) = (self.older, false);
-        // Without a branch, so that all of them are added to at once.
-        for back in &mut lowered {
-            let (sum, over) = back.overflowing_add(near);
-            too_far |= over;
-            *back = if *back == 0 { 0 } else { sum };
-        }
-        if too_far {
-            self.forget_far(step);
-        } else {
-            self.older = lowered;
-        }
-    }
-
-    #[cold]
-    fn forget_far(&mut self, step: u64) {
-        let older = std::mem::take(&mut self.older);
-        for (place, back) in older.into_iter().filter(|back| *back != 0).enumerate() {
-            match u32::try_from(u64::from(back).saturating_add(step)) {
-                Ok(back) => self.older[place] = back,
-                Err(_) => self.floor = self.floor.max(self.highest - u64::from(back)),
-            }
-        }
-    }
-
     fn remember_older(&mut self, id: u64) {
-        let Ok(back) = u32::try_from(self.highest - id) else {
-            self.floor = self.floor.max(id);
-            return;
-        };
-        let dropped = if self.older[0] == 0 || back < self.older[0] {
-            // The usual case, and one move.
-            let last = self.older[OLDER_MAX - 1];
-            self.older.copy_within(..OLDER_MAX - 1, 1);
-            self.older[0] = back;
-            last
-        } else {
-            let place = self.older.iter().position(|older| *older == 0 || *older > back).unwrap_or(OLDER_MAX);
-            if place == OLDER_MAX {
-                back
-            } else {
-                self.older[place..].rotate_right(1);
-                std::mem::replace(&mut self.older[place], back)
-            }
-        };
-        if dropped != 0 {
-            self.floor = self.floor.max(self.highest - u64::from(dropped));
+        let forgotten = self.older.add(self.highest, id);
+        self.forget(forgotten);
+    }
+
+    /// These ids, 0 for none, are no longer remembered one by one.
+    fn forget(&mut self, id: u64) {
+        self.floor = self.floor.max(id);
+    }
+}
+
+/// Some ids below a session's highest one, falling, each by its lower half: the upper half follows, because none of them is
+/// 2^32 or more below the highest.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+pub struct Older {
+    low: [u32; OLDER_MAX],
+    count: u8,
+}
+
+impl Older {
+    /// From how far below the highest id they are, rising, 0 for none; `None` if these are not such numbers.
+    pub fn from_backs(highest: u64, backs: [u32; OLDER_MAX]) -> Option<Self> {
+        let count = backs.iter().take_while(|back| **back != 0).count();
+        let (some, none) = backs.split_at(count);
+        let rise = some.windows(2).all(|pair| pair[0] < pair[1]) && none.iter().all(|back| *back == 0);
+        let exist = some.last().is_none_or(|back| u64::from(*back) < highest);
+        let low = backs.map(|back| if back == 0 { 0 } else { (highest as u32).wrapping_sub(back) });
+        (rise && exist).then_some(Self { low, count: count as u8 })
+    }
+
+    /// How far below the highest id each is, rising; 0 for none.
+    pub fn backs(&self, highest: u64) -> [u32; OLDER_MAX] {
+        let mut backs = [0; OLDER_MAX];
+        for (back, low) in backs.iter_mut().zip(self.low()) {
+            *back = (highest as u32).wrapping_sub(*low);
         }
+        backs
+    }
+
+    fn low(&self) -> &[u32] {
+        &self.low[..usize::from(self.count)]
+    }
+
+    fn has(&self, highest: u64, id: u64) -> bool {
+        highest - id <= u64::from(u32::MAX) && self.low().contains(&(id as u32))
+    }
+
+    /// The highest id is about to rise by `step`: forgets what is too far below it then. The highest id that was forgotten,
+    /// 0 if none was.
+    fn forget_far(&mut self, highest: u64, step: u64) -> u64 {
+        let mut forgotten = 0;
+        while let Some(last) = self.low().last() {
+            let back = u64::from((highest as u32).wrapping_sub(*last));
+            if back.saturating_add(step) <= u64::from(u32::MAX) {
+                break;
+            }
+            // They fall, so the last that is too far is the highest of these.
+            forgotten = highest - back;
+            self.count -= 1;
+            self.low[usize::from(self.count)] = 0;
+        }
+        forgotten
+    }
+
+    /// Adds an id that is above all others. The id that there is no place for, 0 if there was.
+    fn push(&mut self, highest: u64, id: u64) -> u64 {
+        if highest - id > u64::from(u32::MAX) {
+            return id;
+        }
+        let last = self.low[OLDER_MAX - 1];
+        self.low.copy_within(..OLDER_MAX - 1, 1);
+        self.low[0] = id as u32;
+        if usize::from(self.count) == OLDER_MAX {
+            return highest - u64::from((highest as u32).wrapping_sub(last));
+        }
+        self.count += 1;
+        0
+    }
+
+    /// Adds an id below the highest. The id that there is no place for, 0 if there was.
+    fn add(&mut self, highest: u64, id: u64) -> u64 {
+        let back = highest - id;
+        if back > u64::from(u32::MAX) {
+            return id;
+        }
+        let back_of = |low: u32| u64::from((highest as u32).wrapping_sub(low));
+        let place = self.low().iter().position(|low| back_of(*low) > back).unwrap_or(usize::from(self.count));
+        if place == OLDER_MAX {
+            return id;
+        }
+        let last = self.low[OLDER_MAX - 1];
+        let dropped = if usize::from(self.count) == OLDER_MAX { highest - back_of(last) } else { 0 };
+        self.low.copy_within(place..OLDER_MAX - 1, place + 1);
+        self.low[place] = id as u32;
+        self.count = (self.count + 1).min(OLDER_MAX as u8);
+        dropped
     }
 }
 
@@ -222,9 +263,12 @@ mod tests {
         /// Whatever the order in which ids are executed, none is ever taken for fresh again, and one that was not executed
         /// is never taken for done.
         #[test]
-        fn a_session_never_forgets_wrongly(ids in prop::collection::vec(1..400u64, 1..60)) {
+        fn a_session_never_forgets_wrongly(
+            ids in prop::collection::vec(1..400u64, 1..60),
+            spread in prop::sample::select(vec![1, 50, 20_000_000, 1 << 40]),
+        ) {
             let (mut recent, mut executed) = (Recent::default(), BTreeSet::new());
-            for id in ids {
+            for id in ids.into_iter().map(|id| id * spread) {
                 match recent.judge(7, id, false) {
                     Judgement::Fresh => {
                         prop_assert!(executed.insert(id), "{id} was executed before");
@@ -265,6 +309,32 @@ mod tests {
         }
         recent.record(OPEN_SLOTS_MAX + 4, 7, 5, DONE);
         assert_eq!((recent.judge(7, 4, true), recent.judge(7, 6, true)), (Judgement::Unknown, Judgement::Fresh));
+    }
+
+    #[test]
+    fn ids_that_are_too_far_below_are_forgotten_and_never_taken_for_fresh() {
+        let mut recent = Recent::default();
+        let far = u64::from(u32::MAX);
+        for id in [5, 100, 100 + far, 101 + far, 300 + far] {
+            assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id}");
+            recent.record(id, 7, id, DONE);
+        }
+        // 5 and 100 are more than 2^32 below the highest.
+        let backs = recent.sessions[0].older.backs(300 + far);
+        assert_eq!((backs[..3].to_vec(), recent.sessions[0].floor), (vec![199, 200, 0], 100));
+        assert_eq!(Older::from_backs(300 + far, backs), Some(recent.sessions[0].older));
+        assert_eq!((recent.judge(7, 100, true), recent.judge(7, 99, false)), (Judgement::Unknown, Judgement::Unknown));
+        assert_eq!(
+            (recent.judge(7, 101, true), recent.judge(7, 100 + far, true)),
+            (Judgement::Fresh, Judgement::Duplicate)
+        );
+        recent.record(500 + far, 7, 101, DONE);
+        assert_eq!(recent.judge(7, 101, true), Judgement::Unknown, "it is too far below to be remembered by itself");
+        for wrong in [[2, 1, 0], [0, 1, 0], [1, 1, 0], [1, 9, 0]] {
+            let mut backs = [0; OLDER_MAX];
+            backs[..3].copy_from_slice(&wrong);
+            assert_eq!(Older::from_backs(9, backs), None, "{wrong:?}");
+        }
     }
 
     #[test]

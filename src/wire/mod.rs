@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn the_layout_stays() {
         let bytes = frame(Kind::Ack, 0x0102, 0x0304_0506, b"\xff");
-        assert_eq!(bytes[..20], *b"WPAX\x02\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
+        assert_eq!(bytes[..20], *b"WPAX\x03\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
         assert_eq!(bytes[20..24], crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), b"\xff").to_le_bytes());
     }
 

@@ -25,7 +25,7 @@ use zerocopy::{
 use super::Ballot;
 use crate::{
     command::{KEY_BYTES_MAX, Status},
-    store::{OLDER_MAX, ObjectState, Recent, SESSIONS_MAX, Session, Value},
+    store::{OLDER_MAX, ObjectState, Older, Recent, SESSIONS_MAX, Session, Value},
     topology::NodeId,
     wire::{Frame, FrameError, HEADER_BYTES},
 };
@@ -547,6 +547,7 @@ layout! {
 }
 
 /// Reads the elements of a body one after the other; every read is checked.
+#[derive(Clone)]
 pub struct Reader<'a> {
     frame: &'a Frame,
     rest: &'a [u8],
@@ -641,14 +642,12 @@ impl<'a> Reader<'a> {
     fn session(&self, body: &SessionBody) -> Result<Session, FrameError> {
         self.zero(body.reserved)?;
         let status = Status::from_wire(body.status).filter(|status| status.is_executed());
-        if body.older.iter().any(|back| u64::from(back.get()) > body.highest.get()) {
-            return Err(self.wrong("a session remembers ids below 0"));
-        }
+        let older = Older::from_backs(body.highest.get(), body.older.map(U32::get));
         Ok(Session {
             client: body.client.get(),
             highest: body.highest.get(),
             before: body.before.get(),
-            older: body.older.map(U32::get),
+            older: older.ok_or_else(|| self.wrong("a session remembers ids that cannot be"))?,
             floor: body.floor.get(),
             blind_below: body.blind_below.get(),
             slot: body.slot.get(),
@@ -678,7 +677,7 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
             client: session.client.into(),
             highest: session.highest.into(),
             before: session.before.into(),
-            older: session.older.map(U32::new),
+            older: session.older.backs(session.highest).map(U32::new),
             floor: session.floor.into(),
             blind_below: session.blind_below.into(),
             slot: session.slot.into(),

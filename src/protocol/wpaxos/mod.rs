@@ -60,7 +60,7 @@ use converge::Converge;
 use inbound::Inbound;
 use link::Link;
 use message::StreamId;
-use object::{Leading, Object, ObjectIndex, Objects, Role, Source, Tail};
+use object::{Foreseen, Leading, Object, ObjectIndex, Objects, Role, Source, Tail};
 use read::Reads;
 use requests::{RequestKey, Requests};
 use steal::Distances;
@@ -211,6 +211,9 @@ pub struct WPaxos {
 
     scratch_keys: Vec<RequestKey>,
     scratch_bytes: Vec<u8>,
+    scratch_places: Vec<Foreseen>,
+    /// The keys of the requests that come next, as the driver has said.
+    foreseen: VecDeque<Foreseen>,
 }
 
 impl WPaxos {
@@ -255,10 +258,18 @@ impl WPaxos {
             executable: Vec::new(),
             scratch_keys: Vec::new(),
             scratch_bytes: Vec::new(),
+            scratch_places: Vec::new(),
+            foreseen: VecDeque::new(),
             config,
         };
         wpaxos.learn_matrix();
         wpaxos
+    }
+
+    /// The object of a request that may have been foreseen.
+    fn object_ahead(&mut self, key: &[u8]) -> ObjectIndex {
+        let foreseen = self.foreseen.pop_front().and_then(|foreseen| self.objects.recall(foreseen, key));
+        foreseen.unwrap_or_else(|| self.object_of(key))
     }
 
     /// The object with this key; made on first sight, at its home ballot if it has one.
@@ -430,6 +441,14 @@ impl Protocol for WPaxos {
         };
         self.settle(now, out);
         result
+    }
+
+    fn foresee(&mut self, keys: &mut dyn Iterator<Item = &[u8]>) {
+        let mut places = std::mem::take(&mut self.scratch_places);
+        self.objects.foresee(keys, &mut places);
+        self.foreseen.clear();
+        self.foreseen.extend(&places);
+        self.scratch_places = places;
     }
 
     fn on_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs) {

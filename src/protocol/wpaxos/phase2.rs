@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 use super::{
     Ballot, ObjectIndex, RequestKey, Role, WPaxos,
     message::{BatchHead, EntryHead, Reader, Refusal, SkipBody, Standing, StreamId, ballot_from},
-    object::{Source, TailEntry},
+    object::{Foreseen, Source, TailEntry},
     requests::{Answer, Stage},
     stream::HeldFrame,
 };
@@ -386,6 +386,14 @@ impl WPaxos {
     }
 }
 
+/// The keys of so many entries, up to the first that cannot be one: nothing is judged by them.
+fn keys_ahead(mut reader: Reader<'_>, entries: u32) -> impl Iterator<Item = &[u8]> {
+    (0..entries).map_while(move |_| {
+        let head: &EntryHead = reader.take().ok()?;
+        Command::glimpse_key(reader.bytes(head.command_bytes.get() as usize).ok()?)
+    })
+}
+
 /// The receiver's side.
 impl WPaxos {
     /// Takes entries in order: accepts what is not below the promise, refuses the rest, and follows the watermark.
@@ -453,24 +461,38 @@ impl WPaxos {
         }
         let taken = self.inbound[from.index()].last_seq;
         self.inbound[from.index()].push_frame(&frame.bytes);
+        let mut places = std::mem::take(&mut self.scratch_places);
+        self.objects.foresee(keys_ahead(reader.clone(), head.entries.get()), &mut places);
+        let mut usual = None;
         for number in 0..u64::from(head.entries.get()) {
             let entry: &EntryHead = reader.take()?;
-            reader.zero(entry.reserved)?;
+            if entry.reserved.get() != 0 {
+                return Err(reader.wrong("a reserved field is not 0"));
+            }
             let offset = reader.offset();
             let command = Command::parse(reader.bytes(entry.command_bytes.get() as usize)?)
                 .map_err(|_| reader.wrong("an entry holds no valid command"))?;
-            let ballot = ballot_from(reader, frame.config_version, entry.ballot)?;
-            if ballot.owner() != Some(self.config.nodes[from.index()]) {
-                return Err(reader.wrong("an entry has somebody else's ballot"));
-            }
+            // Most entries have the ballot of the one before.
+            let ballot = match usual.filter(|usual: &Ballot| usual.number == entry.ballot.get()) {
+                Some(ballot) => ballot,
+                None => {
+                    let ballot = ballot_from(reader, frame.config_version, entry.ballot)?;
+                    if ballot.owner() != Some(self.config.nodes[from.index()]) {
+                        return Err(reader.wrong("an entry has somebody else's ballot"));
+                    }
+                    *usual.insert(ballot)
+                }
+            };
             let slot = reader.number(entry.slot)?;
             if slot == 0 {
                 return Err(reader.wrong("an entry has no slot"));
             }
             if head.first_seq.get() + number > taken {
-                self.take_entry(now, from, slot, ballot, command, offset);
+                let foreseen = places.get(number as usize).copied();
+                self.take_entry(now, from, slot, ballot, command, (offset, foreseen));
             }
         }
+        self.scratch_places = places;
         self.inbound[from.index()].ack_due = true;
         Ok(())
     }
@@ -483,18 +505,21 @@ impl WPaxos {
         slot: u64,
         ballot: Ballot,
         command: Command<'_>,
-        offset: usize,
+        (offset, foreseen): (usize, Option<Foreseen>),
     ) {
-        let object = self.object_of(command.key());
+        let object = foreseen.and_then(|foreseen| self.objects.recall(foreseen, command.key()));
+        let object = object.unwrap_or_else(|| self.object_of(command.key()));
         let seq = self.inbound[from.index()].push(object, slot, ballot, offset, command.bytes().len());
         let promised = self.objects[object].promised;
-        if self.config.is_below(ballot, promised) && !self.config.has(Mutant::AcceptBelowPromised) {
-            self.inbound[from.index()].refusals.push((seq, promised));
-            self.counters.refused += 1;
-            return;
-        }
-        if !self.config.has(Mutant::AcceptDoesNotRaise) {
-            self.raise(now, object, ballot);
+        if ballot != promised {
+            if self.config.is_below(ballot, promised) && !self.config.has(Mutant::AcceptBelowPromised) {
+                self.inbound[from.index()].refusals.push((seq, promised));
+                self.counters.refused += 1;
+                return;
+            }
+            if !self.config.has(Mutant::AcceptDoesNotRaise) {
+                self.raise(now, object, ballot);
+            }
         }
         let known = &mut self.objects[object];
         if slot <= known.applied {

@@ -211,7 +211,7 @@ impl WPaxos {
         command: Command<'_>,
         frame: &Bytes,
     ) {
-        let object = self.object_of(command.key());
+        let object = self.object_ahead(command.key());
         let is_write = command.op().is_write();
         let key = self.requests.insert(Waiting {
             origin,

@@ -35,5 +35,5 @@ same! {
     eager all_eager progress_at checked_at
     logged own_records records own_durable new_candidacies prepare_timers gaps orphaned_requests ready_requests
     executable heard unsent_prepares converge;
-    whatever config counters history scratch_keys scratch_bytes
+    whatever config counters history scratch_keys scratch_bytes scratch_places foreseen
 }
