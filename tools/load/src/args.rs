@@ -1,9 +1,11 @@
 //! The command line: every flag with its unit and its default. What the flags mean together is [`crate::plan`]'s.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wpaxos::tuning::Durability;
+
+use crate::mix::{ValueSize, Ycsb};
 
 /// Drives a wpaxos cluster and reports latency as HDR histograms.
 ///
@@ -32,8 +34,12 @@ pub struct Cli {
 pub enum Command {
     /// Drive a cluster (its own local one if none is named); print and save an HDR report
     Run(Box<RunArgs>),
-    /// Show saved runs side by side: throughput, percentiles, and the settings in which they differ
+    /// Show saved runs side by side: throughput, percentiles, the settings in which they differ, and whether the difference is
+    /// real. Runs with the same settings count as repeats
     Compare(CompareArgs),
+    /// Drive several tunings harder and harder until the knee, in turns, each on a cluster of its own; save all runs, medians and
+    /// a page
+    Sweep(Box<SweepArgs>),
     /// Judge a history that `run --history-csv` wrote: is it linearizable? Exit code 0 if so, 4 if not, 3 if the search
     /// came to no end, 1 if the file cannot be read
     Check(CheckArgs),
@@ -56,9 +62,37 @@ pub struct CheckArgs {
 /// The flags of `compare`.
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    /// Files written by `run --json`, at least two; the first is what the others are compared with
-    #[arg(required = true, num_args = 2.., value_name = "FILE")]
+    /// Files written by `run --json`, or a sweep.json, of which the runs at the knees are taken; the first is what the others are
+    /// compared with
+    #[arg(required = true, num_args = 1.., value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// Write the comparison as a page to this file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// The flags of `sweep`: those of `run`, and how it goes on.
+#[derive(Args, Debug, Clone)]
+pub struct SweepArgs {
+    /// Requests in flight at each level of a closed loop, as in 1,16,256 [default: 1,4,16,64,256,1024]
+    #[arg(long, value_name = "COUNTS", value_delimiter = ',', help_heading = "Sweep")]
+    pub depths: Vec<u64>,
+    /// Requests per second at each level of an open loop, as in 10000,20000
+    #[arg(long, value_name = "RATES", value_delimiter = ',', help_heading = "Sweep")]
+    pub rates: Vec<u64>,
+    /// Runs of each tuning at each level, which take turns; four are the fewest that can tell a difference from chance
+    /// [default: 5]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Sweep")]
+    pub repeats: Option<u32>,
+    /// A tuning whose median p99 is above this is behind its knee [default: 10ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Sweep")]
+    pub p99_bound: Option<Duration>,
+    /// Directory for the runs, sweep.json and sweep.html; made if it is not there [default: sweep]
+    #[arg(long, value_name = "DIR", default_value = "sweep", hide_default_value = true, help_heading = "Sweep")]
+    pub out: PathBuf,
+    /// What all runs have in common.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// The flags of `run`. Absent is not the same as default here, so that contradictions can be told.
@@ -106,9 +140,9 @@ pub struct RunArgs {
     /// The region of each zone in the --wan table, in order [default: the first ones in the table]
     #[arg(long, value_name = "REGIONS", value_delimiter = ',', help_heading = "Own local cluster")]
     pub regions: Vec<String>,
-    /// Tuning file of the local cluster's nodes [default: the built-in tuning]
+    /// Tuning file of the local cluster's nodes; `sweep` takes several [default: the built-in tuning]
     #[arg(long, value_name = "FILE", help_heading = "Own local cluster")]
-    pub tuning: Option<PathBuf>,
+    pub tuning: Vec<PathBuf>,
 
     /// Cluster file of a running cluster, ours or Paxi's JSON
     #[arg(long, value_name = "FILE", help_heading = "Somebody else's cluster")]
@@ -120,10 +154,19 @@ pub struct RunArgs {
     /// Address of any shard of any node of a running cluster; may be given several times
     #[arg(long, value_name = "HOST:PORT", help_heading = "Somebody else's cluster")]
     pub seed_address: Vec<String>,
-    /// What to drive: `native` is the cluster; `null` answers at once without any cluster, which measures this tool
-    /// [default: native]
-    #[arg(long, value_enum, value_name = "TARGET", help_heading = "Somebody else's cluster")]
+    /// What to drive: `native` is a wpaxos cluster in its own protocol; http://HOST:PORT a REST interface as Paxi and wpaxos
+    /// have it; resp://HOST:PORT the Redis protocol; several addresses are separated by commas, and clients are spread over
+    /// them. `null` answers at once without any cluster, which measures this tool [default: native]
+    #[arg(long, value_name = "TARGET", help_heading = "Somebody else's cluster")]
     pub target: Option<TargetKind>,
+    /// http, resp: connections of each client. Requests in flight beyond that are pipelined [default: 1 for resp; for http as
+    /// many as the client has requests in flight, up to 1024]
+    #[arg(long, value_name = "COUNT", help_heading = "Somebody else's cluster")]
+    pub connections: Option<usize>,
+    /// resp: send `WAIT REPLICAS 1000` behind each batch of writes, and count them as done only if so many replicas have
+    /// them [default: 0, none]
+    #[arg(long, value_name = "REPLICAS", help_heading = "Somebody else's cluster")]
+    pub resp_wait: Option<u32>,
 
     /// Closed loop: requests in flight, over all workers and zones together [default: 128]
     #[arg(long, visible_alias = "Concurrency", value_name = "COUNT", help_heading = "Load")]
@@ -167,6 +210,10 @@ pub struct RunArgs {
     /// How long to drive before measuring begins [default: 2s, or 0s with --requests and --load]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
     pub warmup: Option<Duration>,
+    /// How long the load goes on behind what is measured, so that the last requests meet the same load as the first
+    /// [default: 0s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
+    pub cool_down: Option<Duration>,
     /// How long a client waits for the answer to a request, with all its attempts; then it has failed
     /// (`timeout_maybe_done`) [default: 6s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
@@ -178,6 +225,9 @@ pub struct RunArgs {
     /// Worker threads; each has connections of its own to every zone [default: 1]
     #[arg(long, value_name = "COUNT", help_heading = "Load")]
     pub threads: Option<usize>,
+    /// Workers look for answers without sleeping: for workers with cores of their own, as beside executors that poll
+    #[arg(long, help_heading = "Load")]
+    pub spin: bool,
     /// Zones that the load comes from, in equal shares, as in 1,3 [default: all]
     #[arg(long, value_name = "ZONES", value_delimiter = ',', help_heading = "Load")]
     pub from_zones: Vec<u8>,
@@ -185,6 +235,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "COUNT", help_heading = "Load")]
     pub clients_per_zone: Option<usize>,
 
+    /// A core workload of YCSB by name, ycsb-a to ycsb-f or just a to f: operations, distribution and size of values as it
+    /// defines them. Its records are written first where the cluster is the tool's own, or with --preload
+    #[arg(long, value_name = "NAME", help_heading = "Workload")]
+    pub workload: Option<Ycsb>,
+    /// Write every key once before the warm-up
+    #[arg(long, help_heading = "Workload")]
+    pub preload: bool,
     /// Keys in the key space [default: 1000]
     #[arg(short = 'k', long, visible_alias = "K", value_name = "COUNT", help_heading = "Workload")]
     pub keys: Option<u64>,
@@ -276,9 +333,11 @@ pub struct RunArgs {
     /// [default: confirm]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Workload")]
     pub read_mode: Option<ReadModeName>,
-    /// Size of written values in bytes, pseudo-random; with a history each begins with a number of its own [default: 64]
+    /// Size of written values in bytes, or how sizes are distributed: 64, uniform:MIN-MAX, zipfian:MIN-MAX (short ones are
+    /// popular), exponential:MEAN. Values are pseudo-random; with a history each begins with a number of its own
+    /// [default: 64, and 1000 with --workload]
     #[arg(long, value_name = "BYTES", help_heading = "Workload")]
-    pub value_bytes: Option<usize>,
+    pub value_bytes: Option<ValueSize>,
     /// Seed of keys, operations, values and Poisson arrivals [default: 1]
     #[arg(long, value_name = "NUMBER", help_heading = "Workload")]
     pub seed: Option<u64>,
@@ -286,6 +345,9 @@ pub struct RunArgs {
     /// Write the report as JSON to this file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
+    /// Write the report as a page that stands alone to this file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
     /// Write an HdrHistogram interval log (one interval per second, values in nanoseconds) to this file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub hdr: Option<PathBuf>,
@@ -308,7 +370,7 @@ pub struct RunArgs {
         help_heading = "Output"
     )]
     pub linearizability_check: Option<bool>,
-    /// Operations of the history that are kept, at 64 bytes each while it is recorded and up to 450 when it is checked;
+    /// Operations of the history that are kept, at 56 bytes each while it is recorded and up to 450 when it is checked;
     /// later ones are left out, and the report says so; 1 to 50,000,000 [default: 1000000]
     #[arg(long, value_name = "COUNT", help_heading = "Output")]
     pub history_max: Option<u64>,
@@ -318,12 +380,41 @@ pub struct RunArgs {
 }
 
 /// `--target`.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetKind {
     /// The cluster, in its own protocol.
     Native,
     /// Nobody: every request is answered at once.
     Null,
+    /// A REST interface at these addresses.
+    Http(Vec<String>),
+    /// The Redis protocol at these addresses.
+    Resp(Vec<String>),
+}
+
+impl FromStr for TargetKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let addresses = |rest: &str| {
+            rest.split(',')
+                .map(|address| {
+                    let address = address.trim_end_matches('/');
+                    resolve(address).map(|_| address.to_owned())
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        match text.split_once("://") {
+            None if text == "native" => Ok(Self::Native),
+            None if text == "null" => Ok(Self::Null),
+            Some(("http", rest)) => addresses(rest).map(Self::Http),
+            Some(("resp" | "redis", rest)) => addresses(rest).map(Self::Resp),
+            _ => Err(format!(
+                "'{text}' is no target: expected native, null, http://HOST:PORT or resp://HOST:PORT, perhaps with more addresses \
+                 behind commas"
+            )),
+        }
+    }
 }
 
 /// `--arrivals`.

@@ -230,7 +230,7 @@ fn answer_of(outcome: Outcome<'_>, version: u64) -> Answer {
 
 /// The number of a value that was read. A value without one was not written by this run: it gets a number that no write of
 /// a run has.
-fn number_of(value: &[u8]) -> u64 {
+pub(crate) fn number_of(value: &[u8]) -> u64 {
     match value_number(Some(value)) {
         0 => {
             let mut hasher = DefaultHasher::new();

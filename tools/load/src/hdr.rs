@@ -1,8 +1,8 @@
 //! The interval log: one line per second and tag, in the format that HdrHistogram's own tools read.
 //!
 //! Values are nanoseconds, which is what `HistogramLogProcessor` takes them for. Lines without a tag hold all
-//! operations, because that is what the tools process unless they are asked for a tag; lines with `Tag=read` and
-//! `Tag=write` hold the parts.
+//! operations, because that is what the tools process unless they are asked for a tag; lines with `Tag=read`, `Tag=write` and
+//! so on hold the parts. In an open loop `Tag=service` and `Tag=lag` say what all response times consist of.
 
 use std::{
     fs::File,
@@ -73,10 +73,15 @@ impl<W: Write> HdrLog<'_, W> {
     /// # Errors
     /// If it cannot be written.
     pub fn write(&mut self, start: Duration, length: Duration, counts: &Counts) -> io::Result<()> {
-        self.line(start, length, None, &counts.sum(|_, _| true).times)?;
-        for kind in Kind::ALL {
+        let all = counts.sum(|_, _| true);
+        self.line(start, length, None, &all.times)?;
+        for kind in Kind::ALL.into_iter().filter(|kind| counts.has(*kind)) {
             let times = counts.sum(|_, of| of == kind).times;
             self.line(start, length, Tag::new(kind.name()), &times)?;
+        }
+        if let Some(parts) = &all.parts {
+            self.line(start, length, Tag::new("service"), &parts.service)?;
+            self.line(start, length, Tag::new("lag"), &parts.lag)?;
         }
         Ok(())
     }

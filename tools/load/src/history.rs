@@ -20,17 +20,19 @@ use wpaxos::{
     linear::{Act, Outcome, State},
 };
 
-use crate::{
-    measure::Kind,
-    target::{Answer, Operation},
-};
+use crate::target::{Answer, Operation};
+
+/// What a single request does, whatever operation it belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Read,
+    Write,
+}
 
 /// The most rows of a file that are read.
 pub const ROWS_MAX: usize = 20_000_000;
 /// The time of an answer that never came, as Paxi writes it.
 const NEVER: u64 = i64::MAX as u64;
-/// Tags of recorded requests have this bit.
-const RECORDED: u64 = 1 << 63;
 
 /// An operation of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,14 +88,12 @@ struct Entry {
     version: u64,
     called_ns: u64,
     returned_ns: u64,
-    /// The intended start, which latencies count from.
-    intended_ns: u64,
     kind: Kind,
     ended: Ended,
 }
 
 // As `--history-max` says.
-const _: () = assert!(size_of::<Entry>() == 64);
+const _: () = assert!(size_of::<Entry>() <= 56);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ended {
@@ -118,8 +118,8 @@ impl Recorder {
         Self { ledger, entries: Vec::new() }
     }
 
-    /// A request is about to be made. Returns its tag; `None` if it is not recorded any more.
-    pub fn begin(&mut self, key: u64, operation: &Operation<'_>, called_ns: u64, intended_ns: u64) -> Option<u64> {
+    /// A request is about to be made. Returns its place; `None` if it is not recorded any more.
+    pub fn begin(&mut self, key: u64, operation: &Operation<'_>, called_ns: u64) -> Option<u32> {
         if !self.ledger.take(called_ns) {
             return None;
         }
@@ -128,22 +128,14 @@ impl Recorder {
             Operation::Write(value) => (Kind::Write, wpaxos::linear::value_number(Some(value))),
         };
         let (version, returned_ns, ended) = (0, NEVER, Ended::Open);
-        self.entries.push(Entry { key, value, version, called_ns, returned_ns, intended_ns, kind, ended });
-        Some((self.entries.len() as u64 - 1) | RECORDED)
-    }
-
-    /// The intended start and the kind of a request with this tag; `None` if it is not recorded.
-    pub fn look_up(&self, tag: u64) -> Option<(u64, Kind)> {
-        let entry = self.entries.get((tag & !RECORDED) as usize).filter(|_| tag & RECORDED != 0)?;
-        Some((entry.intended_ns, entry.kind))
+        self.entries.push(Entry { key, value, version, called_ns, returned_ns, kind, ended });
+        // The ledger holds far fewer.
+        u32::try_from(self.entries.len() - 1).ok()
     }
 
     /// A recorded request has ended, or was not even taken.
-    pub fn end(&mut self, tag: u64, returned_ns: u64, answer: Answer) {
-        if tag & RECORDED == 0 {
-            return;
-        }
-        let Some(entry) = self.entries.get_mut((tag & !RECORDED) as usize) else { return };
+    pub fn end(&mut self, place: u32, returned_ns: u64, answer: Answer) {
+        let Some(entry) = self.entries.get_mut(place as usize) else { return };
         entry.returned_ns = returned_ns;
         entry.ended = match answer {
             Answer::Done(seen) => {
@@ -312,8 +304,7 @@ mod tests {
         let mut ask = |write: Option<u64>, answer: Option<Answer>| {
             let value = write.map(numbered);
             let operation = value.as_deref().map_or(Operation::Read, Operation::Write);
-            let tag = recorder.begin(5, &operation, 10, 7).unwrap();
-            assert_eq!(recorder.look_up(tag), Some((7, if write.is_some() { Kind::Write } else { Kind::Read })));
+            let tag = recorder.begin(5, &operation, 10).unwrap();
             if let Some(answer) = answer {
                 recorder.end(tag, 20, answer);
             }
@@ -329,7 +320,6 @@ mod tests {
         // These may have happened.
         ask(Some(6), Some(Answer::Failed(ErrorKind::Disconnected)));
         ask(Some(7), None);
-        assert_eq!(recorder.look_up(12), None, "a tag without the bit is somebody else's");
         let record = |act, returned, outcome| Record { key: 5, act, called: 10, returned, outcome };
         let expected = [
             record(Act::Put(3), 20, Outcome::Known(Status::Ok, 8, 0)),
@@ -348,11 +338,11 @@ mod tests {
         let mut recorders = [Recorder::new(Arc::clone(&ledger)), Recorder::new(Arc::clone(&ledger))];
         let value = numbered(1);
         let write = Operation::Write(&value);
-        let tags = [(0, 10), (1, 20), (0, 30)]
-            .map(|(worker, at)| (worker, recorders[worker].begin(1, &write, at, at).unwrap()));
+        let tags =
+            [(0, 10), (1, 20), (0, 30)].map(|(worker, at)| (worker, recorders[worker].begin(1, &write, at).unwrap()));
         assert_eq!(ledger.cut_ns(), None);
-        assert_eq!(recorders[1].begin(1, &write, 40, 40), None);
-        assert_eq!(recorders[0].begin(1, &write, 38, 38), None, "another worker's clock reading may be earlier");
+        assert_eq!(recorders[1].begin(1, &write, 40), None);
+        assert_eq!(recorders[0].begin(1, &write, 38), None, "another worker's clock reading may be earlier");
         assert_eq!(ledger.cut_ns(), Some(38));
         for ((worker, tag), returned) in tags.into_iter().zip([37, 38, 50]) {
             recorders[worker].end(tag, returned, done(Status::Ok, 1, 0));

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     check::CheckReport,
-    measure::{Cell, Counts, Kind, Times},
+    measure::{Cell, Counts, Kind, Parts, Times},
     target::ErrorKind,
 };
 
@@ -44,8 +44,20 @@ pub struct RunReport {
     pub read: Part,
     /// Writes in all zones.
     pub write: Part,
+    /// Each kind of operation that occurred, by name.
+    #[serde(default)]
+    pub operations: BTreeMap<String, Part>,
     /// Each zone that load came from.
     pub zones: Vec<ZonePart>,
+    /// Latency by percentile.
+    #[serde(default)]
+    pub curves: Curves,
+    /// What happened when.
+    #[serde(default)]
+    pub seconds: Vec<Second>,
+    /// What it cost here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuUse>,
     /// What came of the linearizability check, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<CheckReport>,
@@ -67,6 +79,78 @@ pub struct Part {
     pub errors: BTreeMap<String, u64>,
     /// Response times of the requests whose intended start lies in the measured time, in microseconds.
     pub response_us: Percentiles,
+    /// Open loop: from the sending to the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_us: Option<Percentiles>,
+    /// Open loop: from the intended start to the sending. Response time is the sum of the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_us: Option<Percentiles>,
+}
+
+/// A point of a distribution.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// This share of the requests, in percent,
+    pub percentile: f64,
+    /// took at most so many microseconds.
+    pub us: f64,
+    /// How many requests that are.
+    pub count: u64,
+}
+
+/// Whole distributions, of all operations.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Curves {
+    /// From the intended start to the answer.
+    pub response: Vec<CurvePoint>,
+    /// From the sending to the answer; empty in a closed loop, where it is the same.
+    pub service: Vec<CurvePoint>,
+    /// From the intended start to the sending; empty in a closed loop.
+    pub lag: Vec<CurvePoint>,
+}
+
+/// What part of a run a second belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Before measuring begins.
+    WarmUp,
+    /// Measured.
+    Steady,
+    /// Behind it.
+    CoolDown,
+}
+
+/// What happened in one second of the load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Second {
+    /// Counted from the first that is measured; those of the warm-up are negative.
+    pub second: i64,
+    /// What it belongs to.
+    pub phase: Phase,
+    /// Good answers.
+    pub answered: u64,
+    /// Failed requests.
+    pub errors: u64,
+    /// Open loop: requests that were sent well after their intended start, or never.
+    pub late: u64,
+    /// Half of the response times were at most this, in microseconds; 0 where none is recorded, as in the cool-down.
+    pub p50_us: f64,
+    /// 99 percent.
+    pub p99_us: f64,
+    /// The longest.
+    pub max_us: f64,
+}
+
+/// Processor time of the load generator's process, which includes the nodes of a cluster of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CpuUse {
+    /// Cores kept busy in the measured time.
+    pub cores: f64,
+    /// Processor time for each good answer, in microseconds.
+    pub us_per_op: f64,
+    /// Whether a cluster ran in the same process.
+    pub with_cluster: bool,
 }
 
 /// The requests from one zone.
@@ -127,13 +211,47 @@ impl Percentiles {
     }
 }
 
+impl Curves {
+    /// The distributions of a cell.
+    pub fn of(cell: &Cell) -> Self {
+        let part =
+            |times: fn(&Parts) -> &Times| cell.parts.as_deref().map_or_else(Vec::new, |parts| curve(times(parts)));
+        let (service, lag) = (part(|parts| &parts.service), part(|parts| &parts.lag));
+        Self { response: curve(&cell.times), service, lag }
+    }
+}
+
+/// Points of a distribution, ever closer towards its end.
+fn curve(times: &Times) -> Vec<CurvePoint> {
+    if times.is_empty() {
+        return Vec::new();
+    }
+    let mut count = 0;
+    let point = |value: hdrhistogram::iterators::IterationValue<u64>| {
+        count += value.count_since_last_iteration();
+        CurvePoint {
+            percentile: value.quantile_iterated_to() * 100.0,
+            us: value.value_iterated_to() as f64 / 1000.0,
+            count,
+        }
+    };
+    times.iter_quantiles(8).map(point).collect()
+}
+
 impl Part {
     /// What was counted in `measured_s` seconds.
     pub fn of(cell: &Cell, measured_s: f64) -> Self {
         let throughput_ops_per_s = if measured_s > 0.0 { cell.answered as f64 / measured_s } else { 0.0 };
         let named = |kind: ErrorKind| (kind.name().to_owned(), cell.errors[kind as usize]);
         let errors = ErrorKind::ALL.into_iter().map(named).filter(|(_, count)| *count > 0).collect();
-        Self { throughput_ops_per_s, errors, response_us: Percentiles::of(&cell.times) }
+        let part = |times: fn(&Parts) -> &Times| cell.parts.as_deref().map(|parts| Percentiles::of(times(parts)));
+        Self {
+            throughput_ops_per_s,
+            errors,
+            response_us: Percentiles::of(&cell.times),
+            service_us: part(|parts| &parts.service),
+            lag_us: part(|parts| &parts.lag),
+        }
     }
 
     /// Failed requests of all kinds.
@@ -154,6 +272,12 @@ pub fn zone_parts(counts: &Counts, zones: &[u8], measured_s: f64) -> Vec<ZonePar
         write: part(at, Some(Kind::Write)),
     };
     zones.iter().enumerate().map(zone).collect()
+}
+
+/// Each kind of operation that occurred, by name.
+pub fn operations(counts: &Counts, measured_s: f64) -> BTreeMap<String, Part> {
+    let part = |kind: Kind| (kind.name().to_owned(), Part::of(&counts.sum(|_, of| of == kind), measured_s));
+    Kind::ALL.into_iter().filter(|kind| counts.has(*kind)).map(part).collect()
 }
 
 /// Why a report cannot be read or written. Names the file.
@@ -254,6 +378,19 @@ pub(crate) fn sample() -> RunReport {
         read: Part::of(&counts.sum(|_, kind| kind == Kind::Read), 10.0),
         write: Part::of(&counts.sum(|_, kind| kind == Kind::Write), 10.0),
         zones: zone_parts(&counts, &[1, 4], 10.0),
+        operations: operations(&counts, 10.0),
+        curves: Curves::of(&counts.sum(|_, _| true)),
+        seconds: vec![Second {
+            second: 0,
+            phase: Phase::Steady,
+            answered: 200,
+            errors: 1,
+            late: 0,
+            p50_us: 1000.0,
+            p99_us: 2000.0,
+            max_us: 2000.0,
+        }],
+        cpu: None,
         check: None,
         fills: false,
         notes: Vec::new(),

@@ -11,14 +11,16 @@ use std::{
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wpaxos_load::{
-    args::{CheckArgs, Cli, Command, RunArgs},
+    args::{CheckArgs, Cli, Command, CompareArgs, RunArgs, SweepArgs},
     check::{Verdict, judge},
-    compare::compare,
+    compare,
     history::read_csv,
-    json::RunReport,
+    html,
+    json::{ReportFileError, RunReport},
     plan::Plan,
     report::{grouped, render},
     run::execute,
+    sweep::{SweepError, sweep},
 };
 
 /// The run could not be made.
@@ -34,13 +36,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Some(Command::Run(args)) => run(&args),
-        Some(Command::Compare(args)) => match compare(&args.files) {
-            Ok(table) => {
-                println!("{table}");
-                Ok(0)
-            }
-            Err(error) => Err((FAILED, error.to_string())),
-        },
+        Some(Command::Compare(args)) => side_by_side(&args),
+        Some(Command::Sweep(args)) => climb(&args),
         Some(Command::Check(args)) => check_file(&args),
         None => run(&cli.run),
     };
@@ -55,13 +52,7 @@ fn main() -> ExitCode {
 
 fn run(args: &RunArgs) -> Result<u8, (u8, String)> {
     let plan = Plan::from_args(args).map_err(|error| (USAGE, error.to_string()))?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second signal ends the process at once; the first only asks for the report.
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAILED), Arc::clone(&interrupted))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupted)))
-            .map_err(|error| (FAILED, format!("cannot handle signals: {error}")))?;
-    }
+    let interrupted = interruption()?;
     let (mut worst, mut throughputs) = (0, Vec::new());
     for round in 1..=plan.rounds {
         let plan = plan.of_round(round);
@@ -73,6 +64,9 @@ fn run(args: &RunArgs) -> Result<u8, (u8, String)> {
         if let Some(path) = &plan.json {
             report.save(path).map_err(|error| (FAILED, error.to_string()))?;
         }
+        if let Some(path) = &plan.html {
+            html::save(&html::of_run(&report), path).map_err(|error| (FAILED, error.to_string()))?;
+        }
         throughputs.push(grouped(report.all.throughput_ops_per_s.round() as u64));
         worst = worst.max(code_of(&report));
         if interrupted.load(Ordering::Relaxed) {
@@ -83,6 +77,37 @@ fn run(args: &RunArgs) -> Result<u8, (u8, String)> {
         println!("{} rounds: {} requests/s", throughputs.len(), throughputs.join(", "));
     }
     Ok(worst)
+}
+
+/// Set by the first signal, which asks for the report; the second ends the process at once.
+fn interruption() -> Result<Arc<AtomicBool>, (u8, String)> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAILED), Arc::clone(&interrupted))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupted)))
+            .map_err(|error| (FAILED, format!("cannot handle signals: {error}")))?;
+    }
+    Ok(interrupted)
+}
+
+fn side_by_side(args: &CompareArgs) -> Result<u8, (u8, String)> {
+    let failed = |error: ReportFileError| (FAILED, error.to_string());
+    let comparison = compare::load(&args.files).map_err(failed)?;
+    println!("{}", comparison.text());
+    if let Some(path) = &args.html {
+        html::save(&html::of_comparison(&comparison), path).map_err(failed)?;
+    }
+    Ok(0)
+}
+
+fn climb(args: &SweepArgs) -> Result<u8, (u8, String)> {
+    let report = sweep(args, &*interruption()?).map_err(|error| match error {
+        SweepError::Plan(_) => (USAGE, error.to_string()),
+        SweepError::File(_) | SweepError::Other(_) => (FAILED, error.to_string()),
+    })?;
+    println!("{}\n\n{}\n", report.headline(), report.text());
+    println!("Saved in {}: sweep.html, sweep.json and every run", args.out.display());
+    Ok(if report.interrupted { NOT_VALID } else { 0 })
 }
 
 /// The worse, the higher.

@@ -27,25 +27,37 @@ pub fn new_times() -> Times {
     Histogram::new_with_bounds(LOWEST_NS, HIGHEST_NS, DIGITS).expect("the bounds are valid")
 }
 
-/// Reads or writes.
+/// What an operation of the load is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Kind {
-    /// Gets.
+    /// A Get.
     Read = 0,
-    /// Puts.
+    /// A Put to a key that is there, or may be.
     Write = 1,
+    /// A Put to a key that nobody has written before.
+    Insert = 2,
+    /// Gets of consecutive keys, all under way at once: ends with the last answer.
+    Scan = 3,
+    /// A Get and then a Put of the same key: ends with the answer to the Put.
+    ReadModifyWrite = 4,
 }
 
+/// How many kinds there are.
+pub const KINDS: usize = 5;
+
 impl Kind {
-    /// Both, in order.
-    pub const ALL: [Self; 2] = [Self::Read, Self::Write];
+    /// All, in order.
+    pub const ALL: [Self; KINDS] = [Self::Read, Self::Write, Self::Insert, Self::Scan, Self::ReadModifyWrite];
 
     /// Its name in reports and tags.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
+            Self::Insert => "insert",
+            Self::Scan => "scan",
+            Self::ReadModifyWrite => "rmw",
         }
     }
 }
@@ -53,8 +65,10 @@ impl Kind {
 /// What was counted of one kind of operation in one zone.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// Response times of the requests that were answered well.
+    /// Response times of the requests that were answered well: from the intended start.
     pub times: Times,
+    /// Open loop: where the response times come from.
+    pub parts: Option<Box<Parts>>,
     /// Good answers that arrived while it was measured, whenever the request was meant to start: the throughput.
     pub answered: u64,
     /// Failed requests, by [`ErrorKind`].
@@ -63,11 +77,23 @@ pub struct Cell {
 
 impl Cell {
     fn new() -> Self {
-        Self { times: new_times(), answered: 0, errors: [0; ErrorKind::ALL.len()] }
+        Self { times: new_times(), parts: None, answered: 0, errors: [0; ErrorKind::ALL.len()] }
+    }
+
+    /// Counts a good answer to an open loop's request: when it was to be sent, was sent, and was answered.
+    pub fn record_open(&mut self, intended_ns: u64, sent_ns: u64, answered_ns: u64) {
+        self.times.saturating_record(answered_ns.saturating_sub(intended_ns));
+        let parts = self.parts.get_or_insert_default();
+        parts.service.saturating_record(answered_ns.saturating_sub(sent_ns));
+        parts.lag.saturating_record(sent_ns.saturating_sub(intended_ns));
     }
 
     fn reset(&mut self) {
         self.times.reset();
+        if let Some(parts) = &mut self.parts {
+            parts.service.reset();
+            parts.lag.reset();
+        }
         self.answered = 0;
         self.errors = [0; ErrorKind::ALL.len()];
     }
@@ -78,6 +104,11 @@ impl Cell {
     /// Never: all histograms have the same bounds.
     pub fn add(&mut self, other: &Self) {
         self.times.add(&other.times).expect("the same bounds");
+        if let Some(parts) = &other.parts {
+            let sum = self.parts.get_or_insert_default();
+            sum.service.add(&parts.service).expect("the same bounds");
+            sum.lag.add(&parts.lag).expect("the same bounds");
+        }
         self.answered += other.answered;
         for (sum, count) in self.errors.iter_mut().zip(other.errors) {
             *sum += count;
@@ -96,26 +127,41 @@ impl Default for Cell {
     }
 }
 
-/// One cell for each zone that load comes from and each kind of operation.
+/// What a response time consists of, where requests have a schedule.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// From the sending to the answer.
+    pub service: Times,
+    /// From the intended start to the sending.
+    pub lag: Times,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self { service: new_times(), lag: new_times() }
+    }
+}
+
+/// One cell for each zone that load comes from and each kind of operation that occurs.
 #[derive(Clone, Debug)]
 pub struct Counts {
-    zones: Vec<[Cell; 2]>,
+    zones: Vec<[Option<Box<Cell>>; KINDS]>,
 }
 
 impl Counts {
     /// Nothing counted yet.
     pub fn new(zones: usize) -> Self {
-        Self { zones: (0..zones).map(|_| [Cell::new(), Cell::new()]).collect() }
+        Self { zones: (0..zones).map(|_| Default::default()).collect() }
     }
 
-    /// What was counted for the zone at this position.
-    pub fn cell(&self, zone: usize, kind: Kind) -> &Cell {
-        &self.zones[zone][kind as usize]
-    }
-
-    /// The same, for counting.
+    /// What was counted for the zone at this position, for counting on.
     pub fn cell_mut(&mut self, zone: usize, kind: Kind) -> &mut Cell {
-        &mut self.zones[zone][kind as usize]
+        self.zones[zone][kind as usize].get_or_insert_default()
+    }
+
+    /// Whether anything may have been counted of a kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.zones.iter().any(|cells| cells[kind as usize].is_some())
     }
 
     /// How many zones there are.
@@ -125,21 +171,25 @@ impl Counts {
 
     /// Adds what another has counted.
     pub fn add(&mut self, other: &Self) {
-        for (sum, cells) in self.zones.iter_mut().flatten().zip(other.zones.iter().flatten()) {
-            sum.add(cells);
+        for (sum, cell) in self.zones.iter_mut().flatten().zip(other.zones.iter().flatten()) {
+            if let Some(cell) = cell {
+                sum.get_or_insert_default().add(cell);
+            }
         }
     }
 
     fn reset(&mut self) {
-        self.zones.iter_mut().flatten().for_each(Cell::reset);
+        self.zones.iter_mut().flatten().flatten().for_each(|cell| cell.reset());
     }
 
     /// The sum of the cells that are chosen.
     pub fn sum(&self, chosen: impl Fn(usize, Kind) -> bool) -> Cell {
         let mut sum = Cell::new();
-        for zone in 0..self.zones.len() {
-            for kind in Kind::ALL.into_iter().filter(|kind| chosen(zone, *kind)) {
-                sum.add(self.cell(zone, kind));
+        for (zone, cells) in self.zones.iter().enumerate() {
+            for (_, cell) in Kind::ALL.into_iter().zip(cells).filter(|(kind, _)| chosen(zone, *kind)) {
+                if let Some(cell) = cell {
+                    sum.add(cell);
+                }
             }
         }
         sum
@@ -177,19 +227,21 @@ pub struct Interval {
     pub counts: Counts,
     /// Open loop: requests of the measured time that were sent well after their intended start, or never.
     pub late: u64,
+    /// Good answers that came after the measured time, to requests that are not measured.
+    pub cooling: u64,
 }
 
 impl Interval {
     /// Nothing counted yet.
     pub fn new(zones: usize, second: i64) -> Self {
-        Self { second, counts: Counts::new(zones), late: 0 }
+        Self { second, counts: Counts::new(zones), late: 0, cooling: 0 }
     }
 
     /// Makes a used one like new.
     pub fn reuse(&mut self, second: i64) {
         self.second = second;
         self.counts.reset();
-        self.late = 0;
+        (self.late, self.cooling) = (0, 0);
     }
 }
 
@@ -234,7 +286,7 @@ mod tests {
         assert_eq!(twice.sum(|_, _| true).times.len(), 6);
         assert_eq!(twice.sum(|_, kind| kind == Kind::Read).times.len(), 4);
         assert_eq!(twice.sum(|zone, _| zone == 1).error_count(), 8);
-        let mut interval = Interval { second: 0, counts: twice, late: 0 };
+        let mut interval = Interval { second: 0, counts: twice, late: 0, cooling: 0 };
         interval.reuse(5);
         assert_eq!((interval.second, interval.counts.sum(|_, _| true).times.len()), (5, 0));
     }

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 use wpaxos::{
-    command::VALUE_BYTES_MAX,
     protocol::ReadMode,
     topology::Cluster,
     tuning::{Durability, Tuning},
@@ -12,7 +11,9 @@ use wpaxos::{
 
 use crate::{
     args::{self, Arrivals, ReadModeName, RunArgs, TargetKind},
-    local, paxi,
+    local,
+    mix::{Mix, RECORD_BYTES, ValueSize},
+    paxi,
     workload::{Distribution, KEYS_MAX, NUMBERED_BYTES_MIN, Workload},
 };
 
@@ -31,6 +32,10 @@ pub struct Plan {
     pub threads: usize,
     /// The zones that load comes from; all if empty.
     pub from_zones: Vec<u8>,
+    /// Whether workers look for answers without sleeping.
+    pub spins: bool,
+    /// Whether every key is written before the warm-up.
+    pub preloads: bool,
     /// Clients of a worker in each zone.
     pub clients_per_zone: usize,
     /// When a request has failed.
@@ -43,6 +48,8 @@ pub struct Plan {
     pub keep: Keep,
     /// Where the JSON report goes.
     pub json: Option<PathBuf>,
+    /// Where the page goes.
+    pub html: Option<PathBuf>,
     /// Where the interval log goes.
     pub hdr: Option<PathBuf>,
     /// What the reader of the report should know of the settings.
@@ -62,6 +69,8 @@ pub enum Source {
     Master(String),
     /// The cluster that these addresses belong to.
     Seeds(Vec<String>),
+    /// Whatever listens at these addresses.
+    Foreign(Foreign),
     /// Nobody: every request is answered at once.
     Null {
         /// How many zones it pretends to have.
@@ -88,6 +97,29 @@ pub struct LocalPlan {
     pub data: Option<PathBuf>,
     /// Flags as they were given, for the report.
     pub given: Vec<(String, Value)>,
+}
+
+/// A system that is not reached through the client library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// What it speaks.
+    pub speaks: Speaks,
+    /// Where.
+    pub addresses: Vec<String>,
+    /// Connections of each client; `None` leaves it to the protocol.
+    pub connections: Option<usize>,
+}
+
+/// What a foreign system speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// Paxi's REST interface.
+    Http,
+    /// The Redis protocol.
+    Resp {
+        /// Replicas that must have a write before it counts as done.
+        wait: u32,
+    },
 }
 
 /// What is kept of single requests.
@@ -138,6 +170,8 @@ pub struct Timing {
     pub warmup: Duration,
     /// Measured.
     pub extent: Extent,
+    /// Driven on after measuring has ended.
+    pub cool_down: Duration,
     /// Waited for outstanding answers after the end.
     pub grace: Duration,
 }
@@ -202,10 +236,13 @@ impl Plan {
             from_zones: from_zones(args)?,
             clients_per_zone: at_least_one("--clients-per-zone", args.clients_per_zone.unwrap_or(1), 1024)?,
             request_timeout: request_timeout(args)?,
+            spins: args.spin,
+            preloads: preloads(args, &source),
             fills: args.load,
             rounds: at_least_one("--rounds", args.rounds.unwrap_or(1) as usize, 1000)? as u32,
             keep: keep(args, &source, &workload)?,
             json: args.json.clone(),
+            html: args.html.clone(),
             hdr: args.hdr.clone(),
             quiet: args.quiet,
             source,
@@ -220,6 +257,7 @@ impl Plan {
     fn outputs_differ(&self) -> Result<(), PlanError> {
         let files = [
             ("--json", &self.json),
+            ("--html", &self.html),
             ("--hdr", &self.hdr),
             ("--latency-file", &self.keep.latency),
             ("--history-csv", &self.keep.history),
@@ -236,7 +274,7 @@ impl Plan {
     pub fn of_round(&self, round: u32) -> Self {
         let mut plan = self.clone();
         if self.rounds > 1 {
-            let files = [&mut plan.json, &mut plan.hdr, &mut plan.keep.latency, &mut plan.keep.history];
+            let files = [&mut plan.json, &mut plan.html, &mut plan.hdr, &mut plan.keep.latency, &mut plan.keep.history];
             for file in files.into_iter().flatten() {
                 let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let ending =
@@ -271,9 +309,11 @@ impl Plan {
             Extent::Time(duration) => set("duration_s", json!(duration.as_secs_f64())),
             Extent::Requests(requests) => set("requests", json!(requests)),
         };
+        set("cool_down_s", json!(self.timing.cool_down.as_secs_f64()));
         set("grace_s", json!(self.timing.grace.as_secs_f64()));
         set("request_timeout_s", json!(self.request_timeout.as_secs_f64()));
         set("threads", json!(self.threads));
+        set("workers_wait", json!(if self.spins { "spin" } else { "sleep" }));
         set("clients_per_zone", json!(self.clients_per_zone));
         set("seed", json!(self.workload.seed));
         set("keys", json!(self.workload.keys));
@@ -290,8 +330,22 @@ impl Plan {
         if self.keep.needs_history() {
             set("history_max", json!(self.keep.history_max));
         }
-        set("write_ratio", json!(self.workload.write_ratio));
-        set("value_bytes", json!(self.workload.value_bytes));
+        set("workload", json!(self.workload.ycsb.map_or("custom", |ycsb| ycsb.name())));
+        set("preloaded", json!(self.preloads));
+        let mix = self.workload.mix;
+        set("write_ratio", json!(mix.write + mix.insert + mix.rmw));
+        for (name, share) in [("insert_ratio", mix.insert), ("scan_ratio", mix.scan), ("rmw_ratio", mix.rmw)] {
+            if share > 0.0 {
+                set(name, json!(share));
+            }
+        }
+        set(
+            "value_bytes",
+            match self.workload.values {
+                ValueSize::Fixed(bytes) => json!(bytes),
+                other => json!(other.to_string()),
+            },
+        );
         let read_mode = match self.workload.read_mode {
             ReadMode::Confirm => "confirm",
             ReadMode::Log => "log",
@@ -314,6 +368,16 @@ impl Source {
             Self::Master(address) => vec![named("target", json!("master")), named("master", json!(address))],
             Self::Seeds(seeds) => vec![named("target", json!("seed addresses")), named("seed_addresses", json!(seeds))],
             Self::Null { .. } => vec![named("target", json!("null"))],
+            Self::Foreign(Foreign { speaks, addresses, connections }) => {
+                let (name, wait) = match speaks {
+                    Speaks::Http => ("http", None),
+                    Speaks::Resp { wait } => ("resp", Some(*wait).filter(|wait| *wait > 0)),
+                };
+                let mut all = vec![named("target", json!(name)), named("addresses", json!(addresses))];
+                all.extend(connections.map(|count| named("connections_per_client", json!(count))));
+                all.extend(wait.map(|replicas| named("resp_wait", json!(replicas))));
+                all
+            }
         }
     }
 }
@@ -329,7 +393,9 @@ impl LocalPlan {
             ("local_durability", json!(self.durability.name())),
         ];
         let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
-        fixed.chain(self.given.iter().cloned()).collect()
+        // Every knob, so that a comparison can name those that differ.
+        let knobs = serde_json::to_value(&self.tuning).map(|knobs| ("knobs".to_owned(), knobs));
+        fixed.chain(self.given.iter().cloned()).chain(knobs).collect()
     }
 }
 
@@ -352,13 +418,14 @@ fn local_flags(args: &RunArgs) -> Vec<&'static str> {
         ("--initial-owner", args.initial_owner.is_some()),
         ("--wan", args.wan.is_some()),
         ("--regions", !args.regions.is_empty()),
-        ("--tuning", args.tuning.is_some()),
+        ("--tuning", !args.tuning.is_empty()),
     ];
     given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
 }
 
 fn source(args: &RunArgs) -> Result<Source, PlanError> {
     let null = args.target == Some(TargetKind::Null);
+    let foreign = foreign(args)?;
     let given = [
         ("--config", args.config.is_some()),
         ("--master", args.master.is_some()),
@@ -373,6 +440,9 @@ fn source(args: &RunArgs) -> Result<Source, PlanError> {
     if let Some(remote) = remote {
         if null {
             return wrong(format!("--target null drives no cluster: leave out {remote}"));
+        }
+        if foreign.is_some() {
+            return wrong(format!("--target says where the system is: leave out {remote}"));
         }
         if let Some(flag) = local.first() {
             return wrong(format!(
@@ -389,6 +459,14 @@ fn source(args: &RunArgs) -> Result<Source, PlanError> {
             (None, None) => Source::Seeds(args.seed_address.clone()),
         });
     }
+    if let Some(foreign) = foreign {
+        if let Some(flag) = local.first() {
+            return wrong(format!(
+                "{flag} describes a cluster of this tool's own, and --target names another system: leave one out"
+            ));
+        }
+        return Ok(Source::Foreign(foreign));
+    }
     if null {
         if let Some(flag) = local.iter().find(|flag| **flag != "--zones") {
             return wrong(format!("--target null starts no cluster: leave out {flag}"));
@@ -396,6 +474,37 @@ fn source(args: &RunArgs) -> Result<Source, PlanError> {
         return Ok(Source::Null { zones: zone_count(args)? });
     }
     local_plan(args).map(|plan| Source::Local(Box::new(plan)))
+}
+
+/// A target that is not reached through the client library.
+fn foreign(args: &RunArgs) -> Result<Option<Foreign>, PlanError> {
+    let (speaks, addresses) = match &args.target {
+        Some(TargetKind::Http(addresses)) => (Speaks::Http, addresses.clone()),
+        Some(TargetKind::Resp(addresses)) => (Speaks::Resp { wait: args.resp_wait.unwrap_or(0) }, addresses.clone()),
+        Some(TargetKind::Native | TargetKind::Null) | None => {
+            return match (args.connections, args.resp_wait) {
+                (Some(_), _) => wrong(
+                    "--connections belongs to --target http://… and resp://…; clients of a wpaxos cluster have one connection to \
+                     each shard that they use: --clients-per-zone makes more clients",
+                ),
+                (_, Some(_)) => wrong("--resp-wait belongs to --target resp://…: leave it out"),
+                (None, None) => Ok(None),
+            };
+        }
+    };
+    if speaks == Speaks::Http && args.resp_wait.is_some() {
+        return wrong("--resp-wait belongs to --target resp://…: leave it out");
+    }
+    if args.read_mode.is_some() {
+        return wrong("--read-mode is how wpaxos reads: leave it out with --target http://… and resp://…");
+    }
+    let connections = args.connections.map(|count| at_least_one("--connections", count, 65_536)).transpose()?;
+    Ok(Some(Foreign { speaks, addresses, connections }))
+}
+
+/// Whether every key is written first: where it is asked for, and where the records of a workload cannot be there yet.
+fn preloads(args: &RunArgs, source: &Source) -> bool {
+    args.preload || (args.workload.is_some() && matches!(source, Source::Local(_)))
 }
 
 fn zone_count(args: &RunArgs) -> Result<u8, PlanError> {
@@ -414,9 +523,10 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
             "--durability none keeps nothing: leave out --data, or give --durability sync or async".to_owned(),
         );
     }
-    let tuning = match &args.tuning {
-        Some(file) => Tuning::load(file).map_err(|error| PlanError(format!("--tuning {error}")))?,
-        None => Tuning::default(),
+    let tuning = match &args.tuning[..] {
+        [] => Tuning::default(),
+        [file] => Tuning::load(file).map_err(|error| PlanError(format!("--tuning {error}")))?,
+        _ => return wrong("--tuning: one run has one tuning; `wpaxos-load sweep` takes several"),
     };
     let nodes = nodes as u8;
     let cluster = local::cluster(args, zones, nodes, shards).map_err(PlanError)?;
@@ -428,7 +538,7 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
         ("initial_owner", json!(args.initial_owner)),
         ("wan", json!(args.wan)),
         ("regions", if args.regions.is_empty() { Value::Null } else { json!(args.regions) }),
-        ("tuning", json!(args.tuning)),
+        ("tuning", json!(args.tuning.first())),
     ];
     let given = given.into_iter().filter(|(_, value)| !value.is_null());
     let given = given.map(|(name, value)| (name.to_owned(), value)).collect();
@@ -447,6 +557,9 @@ fn refuse_beside_load(args: &RunArgs) -> Result<(), PlanError> {
         ("--write-ratio", args.write_ratio.is_some()),
         ("--warmup", args.warmup.is_some()),
         ("--rounds", args.rounds.is_some_and(|rounds| rounds > 1)),
+        ("--workload", args.workload.is_some()),
+        ("--preload", args.preload),
+        ("--cool-down", args.cool_down.is_some()),
     ];
     match others.into_iter().find(|(_, given)| args.load && *given) {
         Some((flag, _)) => wrong(format!("--load writes every key once and ends: leave out {flag}")),
@@ -478,10 +591,10 @@ fn keep(args: &RunArgs, source: &Source, workload: &Workload) -> Result<Keep, Pl
     if matches!(source, Source::Null { .. }) {
         return wrong(format!("{flag}: --target null stores nothing, so there is no history: leave one of them out"));
     }
-    if workload.value_bytes < NUMBERED_BYTES_MIN {
+    if workload.values.bounds().0 < NUMBERED_BYTES_MIN {
         return wrong(format!(
             "{flag} needs a number in every value: --value-bytes {}, expected at least {NUMBERED_BYTES_MIN}",
-            workload.value_bytes
+            workload.values
         ));
     }
     if !(1..=HISTORY_MAX).contains(&keep.history_max) {
@@ -527,7 +640,13 @@ fn timing(args: &RunArgs) -> Result<Timing, PlanError> {
     let extent = if args.load { Extent::Requests(args.keys.unwrap_or(1000)) } else { extent(args)? };
     let warmup = if matches!(extent, Extent::Time(_)) { Duration::from_secs(2) } else { Duration::ZERO };
     let (warmup, grace) = (args.warmup.unwrap_or(warmup), args.grace.unwrap_or(Duration::from_secs(5)));
-    Ok(Timing { warmup, extent, grace })
+    let cool_down = args.cool_down.unwrap_or(Duration::ZERO);
+    if !matches!(extent, Extent::Time(_)) && !cool_down.is_zero() {
+        return wrong(
+            "--cool-down goes on behind a measured time, but --requests (N) ends the load: leave one of them out",
+        );
+    }
+    Ok(Timing { warmup, extent, cool_down, grace })
 }
 
 /// A time or a number of requests, from whichever of three flags says so.
@@ -593,21 +712,52 @@ fn workload(args: &RunArgs) -> Result<Workload, PlanError> {
     if first_key.checked_add(keys - 1).is_none_or(|last| last > KEYS_MAX) {
         return wrong(format!("--first-key {first_key} with --keys {keys}: the last key must be at most {KEYS_MAX}"));
     }
+    refuse_beside_ycsb(args)?;
     let write_ratio = if args.load { 1.0 } else { args.write_ratio.unwrap_or(0.5) };
     if !(0.0..=1.0).contains(&write_ratio) {
         return wrong(format!("--write-ratio {write_ratio}: expected a share from 0 to 1"));
     }
-    let value_bytes = args.value_bytes.unwrap_or(64);
-    if value_bytes > VALUE_BYTES_MAX {
-        return wrong(format!("--value-bytes {value_bytes}: expected at most {VALUE_BYTES_MAX}"));
-    }
+    let usual = if args.workload.is_some() { RECORD_BYTES } else { 64 };
+    let values = args.value_bytes.unwrap_or(ValueSize::Fixed(usual));
     let read_mode = match args.read_mode.unwrap_or(ReadModeName::Confirm) {
         ReadModeName::Confirm => ReadMode::Confirm,
         ReadModeName::Log => ReadMode::Log,
     };
     let (seed, step) = (args.seed.unwrap_or(1), keys::step(args)?);
-    let distribution = if args.load { Distribution::Sequential } else { keys::distribution(args, keys)? };
-    Ok(Workload { keys, first_key, distribution, step, write_ratio, read_mode, value_bytes, seed })
+    let (ycsb, load) = (args.workload, args.load);
+    let distribution = match ycsb {
+        _ if load => Distribution::Sequential,
+        Some(ycsb) => Distribution::of_ycsb(ycsb),
+        None => keys::distribution(args, keys)?,
+    };
+    let mix = ycsb.map_or_else(|| Mix::of_write_ratio(write_ratio), |ycsb| ycsb.mix());
+    Ok(Workload { keys, first_key, distribution, step, ycsb, mix, read_mode, values, seed })
+}
+
+/// A named workload says which operations are made on which keys.
+fn refuse_beside_ycsb(args: &RunArgs) -> Result<(), PlanError> {
+    let Some(ycsb) = args.workload else { return Ok(()) };
+    let parameters = [
+        ("--write-ratio", args.write_ratio.is_some()),
+        ("--distribution", args.distribution.is_some()),
+        ("--zipf-theta", args.zipf_theta.is_some()),
+        ("--zipf-s", args.zipf_s.is_some()),
+        ("--zipf-v", args.zipf_v.is_some()),
+        ("--conflicts", args.conflicts.is_some()),
+        ("--locality", args.locality.is_some()),
+        ("--mu", args.mu.is_some()),
+        ("--sigma", args.sigma.is_some()),
+        ("--move", args.moving == Some(true)),
+        ("--lambda", args.lambda.is_some()),
+        ("--exponential-mean", args.exponential_mean.is_some()),
+    ];
+    match parameters.into_iter().find(|(_, given)| *given) {
+        Some((flag, _)) => wrong(format!(
+            "{flag}: --workload {} says itself which operations are made on which keys: leave one of them out",
+            ycsb.name()
+        )),
+        None => Ok(()),
+    }
 }
 
 mod keys;

@@ -15,6 +15,18 @@ pub fn render(report: &RunReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}", headline(report));
     let _ = writeln!(out, "\nResponse times in microseconds\n{}", latency_table(report));
+    for (name, of) in [("service", report.all.service_us), ("lag", report.all.lag_us)] {
+        if let Some(of) = of {
+            let [p50, p99, p99_9, max] = [of.p50, of.p99, of.p99_9, of.max].map(micros);
+            let what =
+                if name == "lag" { "from the intended start to the sending" } else { "from the sending to the answer" };
+            let _ = writeln!(out, "{name}: p50 {p50}, p99 {p99}, p99.9 {p99_9}, max {max} ({what})");
+        }
+    }
+    if let Some(cpu) = report.cpu {
+        let whose = if cpu.with_cluster { "load generator and cluster" } else { "load generator alone" };
+        let _ = writeln!(out, "{:.2} cores busy, {:.2} us of CPU per answer ({whose})", cpu.cores, cpu.us_per_op);
+    }
     if report.all.errors.is_empty() {
         let _ = writeln!(out, "No errors.");
     } else {
@@ -80,8 +92,9 @@ fn latency_table(report: &RunReport) -> Table {
         table.add_row([Cell::new(name)].into_iter().chain(numbers));
     };
     add("all".to_owned(), &report.all);
-    add("read".to_owned(), &report.read);
-    add("write".to_owned(), &report.write);
+    for (name, part) in &report.operations {
+        add(name.clone(), part);
+    }
     for zone in &report.zones {
         add(format!("zone {}", zone.zone), &zone.all);
         if zone.read.response_us.count > 0 && zone.write.response_us.count > 0 {
@@ -105,7 +118,8 @@ fn settings_table(report: &RunReport) -> Table {
         };
         table.add_row([format!("{prefix}{name}"), text]);
     };
-    for (name, value) in &report.config {
+    // The knobs of a tuning are in its file.
+    for (name, value) in report.config.iter().filter(|(name, _)| *name != "knobs") {
         match value {
             Value::Object(fields) => fields.iter().for_each(|(field, value)| add(&format!("{name}: "), field, value)),
             value => add("", name, value),

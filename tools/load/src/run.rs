@@ -21,20 +21,22 @@ use serde_json::{Value, json};
 use crate::{
     check::{self, Verdict},
     cluster::{Asking, ClusterDriver},
+    foreign::ForeignDriver,
     gather::Gather,
     hdr::{HdrFile, HdrLog},
     history::{self, Ledger, Record, Recorder},
     json::{self, Part, RunReport},
     local::Local,
     measure::{Counts, Interval, Kind, Window},
-    plan::{Extent, Load, Plan, Source},
+    mix::Mix,
+    plan::{Extent, Keep, Load, Plan, Source, Timing},
     progress::Progress,
     samples::{self, SAMPLES_MAX, Samples},
     schedule::Schedule,
     target::{ClusterInfo, Driver, ErrorKind, MonotonicClock, NullDriver, TargetError},
     throttle::Throttle,
     worker::{Kept, Lane, Pace, Post, Report, Stop, Worker},
-    workload::{LanePlace, Requests, salted},
+    workload::{Distribution, LanePlace, Requests, Workload, salted},
 };
 
 /// An interrupted run waits at most this long for answers.
@@ -75,6 +77,7 @@ pub fn execute(plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunEr
     let asking = Asking { read: plan.workload.read_mode, request_timeout: plan.request_timeout };
     match &plan.source {
         Source::Null { zones } => drive(&NullDriver::new(*zones), plan, interrupted),
+        Source::Foreign(foreign) => drive(&ForeignDriver::new(foreign, plan)?, plan, interrupted),
         Source::Seeds(seeds) => drive(&ClusterDriver::connect(seeds, asking, None)?, plan, interrupted),
         Source::Master(address) => drive(&ClusterDriver::from_master(address, asking)?, plan, interrupted),
         Source::ConfigFile(path) => drive(&ClusterDriver::from_file(path, asking)?, plan, interrupted),
@@ -203,15 +206,18 @@ fn pinning(workers: usize, executors_here: usize) -> (Vec<Option<CoreId>>, Strin
 /// # Errors
 /// As [`execute`].
 pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Result<RunReport, RunError> {
+    if plan.preloads && !plan.fills {
+        preload(driver, plan, interrupted)?;
+    }
     let cluster = driver.cluster();
     let layout = Layout::new(plan, cluster)?;
     let mut hdr = plan.hdr.as_deref().map(|path| HdrFile::create(path).map_err(file_error(path))).transpose()?;
-    for path in [&plan.json, &plan.keep.latency, &plan.keep.history].into_iter().flatten() {
+    for path in [&plan.json, &plan.html, &plan.keep.latency, &plan.keep.history].into_iter().flatten() {
         File::options().append(true).create(true).open(path).map_err(file_error(path))?;
     }
     let (cores, pinning) = pinning(layout.workers, cluster.executors_here);
     let window = window_of(plan);
-    let stop = Arc::new(Stop::new(window, nanos(plan.timing.grace)));
+    let stop = Arc::new(Stop::new(window, nanos(plan.timing.cool_down), nanos(plan.timing.grace)));
     let keeper = Keeper::new(plan, layout.workers);
 
     let result = thread::scope(|scope| {
@@ -222,7 +228,8 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
             let (go, gone) = bounded(1);
             let post = Post { worker, reports: crew.reports.0.clone(), used: crew.used[worker].1.clone() };
             let (stop, ready, layout) = (Arc::clone(&stop), crew.ready.0.clone(), &layout);
-            let body = move || work(driver, layout, core, (lanes, pace, kept), &stop, post, &ready, &gone);
+            let spins = plan.spins;
+            let body = move || work(driver, layout, (core, spins), (lanes, pace, kept), &stop, post, &ready, &gone);
             thread::Builder::new()
                 .name(format!("load-{worker}"))
                 .spawn_scoped(scope, body)
@@ -236,7 +243,8 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
             let _ = go.send(origin);
         }
         let progress = Progress::new(plan.quiet, progress_end(plan));
-        let gather = Gather::new(layout.workers, layout.zones.len(), log, progress);
+        let cools_from = progress_end(plan).filter(|_| !plan.timing.cool_down.is_zero());
+        let gather = Gather::new((layout.workers, layout.zones.len()), cools_from, log, progress);
         Ok::<_, RunError>((crew.gather(gather, &stop, origin, interrupted), started, unpinned))
     });
     let (mut gathered, started, unpinned) = result?;
@@ -250,6 +258,71 @@ pub fn drive<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Re
     keeper.finish(kept, &mut report, plan)?;
     judge(&mut report);
     Ok(report)
+}
+
+/// Writes every key once, so that what is measured finds its records.
+fn preload<D: Driver>(driver: &D, plan: &Plan, interrupted: &AtomicBool) -> Result<(), RunError> {
+    let timing = Timing {
+        warmup: Duration::ZERO,
+        extent: Extent::Requests(plan.workload.keys),
+        cool_down: Duration::ZERO,
+        ..plan.timing
+    };
+    let (distribution, mix) = (Distribution::Sequential, Mix::of_write_ratio(1.0));
+    let workload = Workload { distribution, mix, ycsb: None, step: None, ..plan.workload.clone() };
+    let in_flight = match plan.load {
+        Load::Closed { in_flight, .. } => in_flight.max(64),
+        Load::Open { .. } => 64,
+    };
+    let (load, keep) = (Load::Closed { in_flight, throttle: None }, Keep::default());
+    let fill = Plan {
+        load,
+        timing,
+        workload,
+        keep,
+        fills: true,
+        preloads: false,
+        json: None,
+        html: None,
+        hdr: None,
+        ..plan.clone()
+    };
+    let report = drive(driver, &fill, interrupted)?;
+    match report.all.error_count() {
+        0 => Ok(()),
+        errors => Err(RunError::Plan(format!(
+            "--preload: {errors} of {} keys were not written, or nobody knows",
+            fill.workload.keys
+        ))),
+    }
+}
+
+/// Reads the processor time of this process at the beginning and at the end of what is measured.
+#[derive(Default)]
+struct CpuMeter {
+    begun: Option<(u64, u64)>,
+    ended: Option<(u64, u64)>,
+}
+
+impl CpuMeter {
+    fn look(&mut self, now_ns: u64, window: Window) {
+        if self.ended.is_some() || now_ns < window.start_ns {
+            return;
+        }
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let reading = (used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64, now_ns);
+        match self.begun {
+            None => self.begun = Some(reading),
+            Some(_) if now_ns >= window.end_ns => self.ended = Some(reading),
+            Some(_) => {}
+        }
+    }
+
+    /// Processor time, and the time in which it was used, in nanoseconds.
+    fn used(&self) -> Option<(u64, u64)> {
+        let ((used_from, from_ns), (used_to, to_ns)) = (self.begun?, self.ended?);
+        Some((used_to - used_from, to_ns - from_ns))
+    }
 }
 
 /// What is measured, as far as it is known beforehand.
@@ -352,7 +425,7 @@ fn begin_log<'a>(
 fn work<D: Driver>(
     driver: &D,
     layout: &Layout,
-    core: Option<CoreId>,
+    (core, spins): (Option<CoreId>, bool),
     (lanes, pace, kept): (Vec<Lane>, Pace, Kept),
     stop: &Arc<Stop>,
     post: Post,
@@ -371,7 +444,8 @@ fn work<D: Driver>(
     let Ok(origin) = go.recv() else { return };
     let (worker, reports) = (post.worker, post.reports.clone());
     let clock = MonotonicClock(origin);
-    let body = Worker::new(target, lanes, pace, clock, Arc::clone(stop), layout.zones.len(), post).keeping(kept);
+    let body = Worker::new(target, lanes, pace, clock, Arc::clone(stop), layout.zones.len(), post);
+    let body = body.keeping(kept).spinning(spins);
     let (outcome, kept) = body.run();
     let _ = reports.send(Report::Ended(worker, outcome, kept));
 }
@@ -392,6 +466,9 @@ pub(crate) struct Gathered {
     pub(crate) late: u64,
     pub(crate) failures: Vec<String>,
     pub(crate) kept: Vec<Kept>,
+    pub(crate) seconds: Vec<json::Second>,
+    /// Processor time of this process in the measured time, and how long that was, in nanoseconds.
+    pub(crate) cpu: Option<(u64, u64)>,
 }
 
 impl Crew {
@@ -417,8 +494,9 @@ impl Crew {
         origin: Instant,
         interrupted: &AtomicBool,
     ) -> Gathered {
-        let mut running = self.used.len();
+        let (mut running, mut meter) = (self.used.len(), CpuMeter::default());
         while running > 0 {
+            meter.look(nanos(origin.elapsed()), stop.window());
             if interrupted.load(Ordering::Relaxed) {
                 stop.interrupt(nanos(origin.elapsed()), nanos(INTERRUPTED_GRACE));
             }
@@ -435,7 +513,7 @@ impl Crew {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        gather.finish()
+        Gathered { cpu: meter.used(), ..gather.finish() }
     }
 }
 
@@ -472,13 +550,26 @@ impl Facts<'_> {
             late_sends: gathered.late,
             read: part(Some(Kind::Read)),
             write: part(Some(Kind::Write)),
+            operations: json::operations(totals, measured_s),
             zones: json::zone_parts(totals, &self.layout.zones, measured_s),
+            curves: json::Curves::of(&totals.sum(|_, _| true)),
+            seconds: gathered.seconds.clone(),
+            cpu: self.cpu(gathered, &all),
             notes: notes.collect(),
             config: self.config(),
             check: None,
             fills: self.plan.fills,
             all,
         }
+    }
+
+    /// What each answer cost in this process.
+    fn cpu(&self, gathered: &Gathered, all: &Part) -> Option<json::CpuUse> {
+        let (used_ns, over_ns) = gathered.cpu.filter(|(_, over_ns)| *over_ns > 0)?;
+        let cores = used_ns as f64 / over_ns as f64;
+        let rate = all.throughput_ops_per_s;
+        let us_per_op = if rate > 0.0 { cores * 1e6 / rate } else { 0.0 };
+        Some(json::CpuUse { cores, us_per_op, with_cluster: matches!(self.plan.source, Source::Local(_)) })
     }
 
     /// Whether the cluster stopped answering before the end: few requests fail then, for few were in flight.
@@ -497,6 +588,7 @@ impl Facts<'_> {
         let mut config = self.plan.settings();
         let cores = thread::available_parallelism().map_or(0, usize::from);
         config.insert("cores".to_owned(), json!(cores));
+        config.insert("machine".to_owned(), machine());
         config.insert("pinning".to_owned(), json!(self.pinning));
         config.insert("load_from_zones".to_owned(), json!(self.layout.zones));
         config.insert("clients".to_owned(), json!(self.layout.lane_count()));
@@ -510,6 +602,16 @@ impl Facts<'_> {
         config.insert("facts".to_owned(), json!(self.cluster.facts));
         config
     }
+}
+
+/// What the load generator runs on.
+fn machine() -> Value {
+    let line = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let found = text.lines().find(|line| name.is_empty() || line.starts_with(name));
+        found.map(|line| line.rsplit(": ").next().unwrap_or(line).trim().to_owned()).unwrap_or_default()
+    };
+    json!({"kernel": line("/proc/sys/kernel/osrelease", ""), "cpu": line("/proc/cpuinfo", "model name")})
 }
 
 /// Decides whether the numbers may be quoted, and says why not.

@@ -6,7 +6,10 @@
 //!
 //! Which requests count: those whose intended start lies in the measured window, whenever they are answered, each once.
 //! The intended start is the scheduled time in an open loop, however late the request was sent, and the time of sending
-//! in a closed loop.
+//! in a closed loop. An operation of several requests (a scan, a read-modify-write) counts as one, which starts with the first of
+//! them and ends with the last answer.
+//!
+//! The load goes on in the cool-down behind the window, so that the last requests that count meet the same load as the first.
 
 use std::{
     sync::{
@@ -19,13 +22,14 @@ use std::{
 use crossbeam::channel::{Receiver, Sender};
 
 use crate::{
+    calls::{Call, Calls},
     history::Recorder,
-    measure::{INTERVAL_NS, Interval, Kind, Window},
+    measure::{INTERVAL_NS, Interval, KINDS, Kind, Window},
     samples::Samples,
     schedule::Schedule,
-    target::{Answer, Clock, ErrorKind, Operation, Request, Target, TargetError},
+    target::{Answer, Clock, ErrorKind, Request, Target, TargetError},
     throttle::Throttle,
-    workload::Requests,
+    workload::{Drawn, Requests},
 };
 
 /// Requests submitted between two polls, so that answers are never left lying for long.
@@ -45,6 +49,10 @@ const SILENCE_NS: u64 = 15_000_000_000;
 pub struct Stop {
     start_ns: u64,
     end_ns: AtomicU64,
+    /// The end as it was planned.
+    planned_end_ns: u64,
+    /// How long the load goes on behind the end.
+    cool_down_ns: u64,
     give_up_ns: AtomicU64,
     grace_ns: u64,
     /// When the last answer came that counts.
@@ -54,12 +62,24 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Ends with the window, and waits `grace_ns` for answers.
-    pub fn new(window: Window, grace_ns: u64) -> Self {
-        let give_up_ns = AtomicU64::new(window.end_ns.saturating_add(grace_ns));
-        let (start_ns, end_ns) = (window.start_ns, AtomicU64::new(window.end_ns));
+    /// Ends `cool_down_ns` after the window, and waits `grace_ns` for answers.
+    pub fn new(window: Window, cool_down_ns: u64, grace_ns: u64) -> Self {
+        let planned_end_ns = window.end_ns;
+        let give_up_ns = AtomicU64::new(planned_end_ns.saturating_add(cool_down_ns).saturating_add(grace_ns));
+        let (start_ns, end_ns) = (window.start_ns, AtomicU64::new(planned_end_ns));
         let (last_ns, last_good_ns) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { start_ns, end_ns, give_up_ns, grace_ns, last_ns, last_good_ns }
+        Self { start_ns, end_ns, planned_end_ns, cool_down_ns, give_up_ns, grace_ns, last_ns, last_good_ns }
+    }
+
+    /// When the last request is made: behind the cool-down, unless the run was interrupted.
+    fn load_ends_ns(&self) -> u64 {
+        let end_ns = self.end_ns.load(Ordering::Relaxed);
+        if end_ns < self.planned_end_ns { end_ns } else { end_ns.saturating_add(self.cool_down_ns) }
+    }
+
+    /// Whether an operation that is meant to start then belongs to the measured time as it was planned.
+    fn is_planned(&self, intended_ns: u64) -> bool {
+        self.start_ns <= intended_ns && intended_ns < self.planned_end_ns
     }
 
     /// Ends now, and waits at most `grace_ns` for answers. Does nothing after the end.
@@ -156,6 +176,8 @@ pub struct Worker<T, C> {
     lanes: Vec<Lane>,
     pace: Pace,
     next_lane: usize,
+    /// Whether it looks for answers without sleeping.
+    spins: bool,
     /// When the last request was made that was to be made.
     budget_spent_ns: Option<u64>,
     book: Book<C>,
@@ -165,8 +187,14 @@ impl<T: Target, C: Clock> Worker<T, C> {
     /// Lane `n` of `target` is `lanes[n]`.
     pub fn new(target: T, lanes: Vec<Lane>, pace: Pace, clock: C, stop: Arc<Stop>, zones: usize, post: Post) -> Self {
         assert!(!lanes.is_empty() && lanes.iter().all(|lane| lane.zone < zones));
-        let book = Book::new(&lanes, clock, stop, zones, post);
-        Self { target, lanes, pace, next_lane: 0, budget_spent_ns: None, book }
+        let book = Book::new(&lanes, clock, stop, zones, post, matches!(pace, Pace::Open { .. }));
+        Self { target, lanes, pace, next_lane: 0, spins: false, budget_spent_ns: None, book }
+    }
+
+    /// The same, never sleeping: on a core of its own that costs nothing, and no answer waits for somebody to wake up.
+    pub fn spinning(mut self, spins: bool) -> Self {
+        self.spins = spins;
+        self
     }
 
     /// The same, keeping single requests.
@@ -182,9 +210,8 @@ impl<T: Target, C: Clock> Worker<T, C> {
     /// If the target fails for good; what was counted until then has been reported.
     pub fn run(mut self) -> (Result<(), TargetError>, Kept) {
         let outcome = self.drive();
-        let end_ns = self.book.stop.window().end_ns;
         if outcome.is_ok() {
-            self.count_unsent(end_ns);
+            self.count_unsent(self.book.stop.load_ends_ns());
         }
         self.count_unmade();
         self.book.count_missing(if outcome.is_ok() { ErrorKind::Unanswered } else { ErrorKind::Disconnected });
@@ -209,16 +236,17 @@ impl<T: Target, C: Clock> Worker<T, C> {
             };
             let border_ns = if now_ns < end_ns { end_ns } else { give_up_ns };
             let until_ns = due_ns.min(border_ns).min(self.book.page_ends_ns).min(now_ns + WAIT_NS);
-            let wait = Duration::from_nanos(until_ns.saturating_sub(now_ns));
-            let book = &mut self.book;
-            self.target.poll(wait, &mut |lane, tag, answer| book.on_answer(lane, tag, answer))?;
+            let wait = Duration::from_nanos(if self.spins { 0 } else { until_ns.saturating_sub(now_ns) });
+            let (book, lanes) = (&mut self.book, &mut self.lanes);
+            self.target.poll(wait, &mut |lane, tag, answer| book.on_answer(lane, &mut lanes[lane], tag, answer))?;
+            self.write_what_was_read();
         }
     }
 
     /// When the last request is made and how long its answer is waited for, as it stands.
     fn ends(&mut self, now_ns: u64) -> (u64, u64) {
         let stop = &self.book.stop;
-        let (end_ns, give_up_ns) = (stop.window().end_ns, stop.give_up_ns());
+        let (end_ns, give_up_ns) = (stop.load_ends_ns(), stop.give_up_ns());
         if self.lanes.iter().all(|lane| lane.budget.is_none()) {
             return (end_ns, give_up_ns);
         }
@@ -304,6 +332,18 @@ impl<T: Target, C: Clock> Worker<T, C> {
         now_ns
     }
 
+    /// Read-modify-writes that have read go on with their writes.
+    fn write_what_was_read(&mut self) {
+        while let Some((number, place)) = self.book.to_write.pop() {
+            let lane = &mut self.lanes[number];
+            let request = lane.requests.write_of(self.book.calls.get_mut(place).number);
+            self.book.record(place, &request);
+            if let Err(error) = self.target.submit(number, request, place.into()) {
+                self.book.on_answer(number, lane, place.into(), Answer::Failed(error));
+            }
+        }
+    }
+
     /// Closed loop by number of requests: counts what was to be made and was not, because the run was given up. A run that
     /// was interrupted has no such number any more.
     fn count_unmade(&mut self) {
@@ -321,11 +361,11 @@ impl<T: Target, C: Clock> Worker<T, C> {
     /// Open loop: counts what was scheduled before the end and never sent.
     fn count_unsent(&mut self, end_ns: u64) {
         let Pace::Open { schedule, .. } = &mut self.pace else { return };
-        let window = Window { end_ns, ..self.book.stop.window() };
+        let window = Window { end_ns: end_ns.min(self.book.stop.window().end_ns), ..self.book.stop.window() };
         while schedule.next_ns() < end_ns {
             let lane = &mut self.lanes[self.next_lane];
             self.next_lane = (self.next_lane + 1) % self.book.lanes.len();
-            let kind = kind_of(&lane.requests.draw(schedule.next_ns()).operation);
+            let kind = lane.requests.draw(schedule.next_ns()).kind;
             if window.contains(schedule.next_ns()) {
                 self.book.page.late += 1;
                 self.book.page.counts.cell_mut(lane.zone, kind).errors[ErrorKind::Unsent as usize] += 1;
@@ -335,30 +375,25 @@ impl<T: Target, C: Clock> Worker<T, C> {
     }
 }
 
-fn kind_of(operation: &Operation<'_>) -> Kind {
-    match operation {
-        Operation::Read => Kind::Read,
-        Operation::Write(_) => Kind::Write,
-    }
-}
-
+/// Begins an operation: makes its first requests.
 fn submit<T: Target, C: Clock>(target: &mut T, book: &mut Book<C>, number: usize, lane: &mut Lane, intended_ns: u64) {
-    let request = lane.requests.draw(intended_ns);
-    let kind = kind_of(&request.operation);
-    let tag = book.tag_for(&request, kind, intended_ns);
-    match target.submit(number, request, tag) {
-        Ok(()) => book.on_taken(number, kind, intended_ns),
-        Err(error) => book.on_refused(number, tag, error),
+    let sent_ns = if book.is_open { book.clock.now_ns() } else { intended_ns };
+    let Drawn { kind, requests, request } = lane.requests.draw(intended_ns);
+    let key = request.number;
+    let first = book.calls.begin(kind, key, intended_ns, sent_ns);
+    book.record(first, &request);
+    match target.submit(number, request, first.into()) {
+        Ok(()) => book.on_begun(number, kind, intended_ns),
+        Err(error) => return book.on_refused(number, first, error),
     }
-}
-
-/// A tag says all that is to be known of a request when its answer comes: no table is needed, unless a history is kept.
-const fn tag_of(intended_ns: u64, kind: Kind) -> u64 {
-    intended_ns << 1 | kind as u64
-}
-
-const fn untag(tag: u64) -> (u64, Kind) {
-    (tag >> 1, if tag & 1 == 0 { Kind::Read } else { Kind::Write })
+    for step in 1..u64::from(requests) {
+        let request = lane.requests.read_of(lane.requests.behind(key, step));
+        let next = book.calls.add(first, request.number);
+        book.record(next, &request);
+        if let Err(error) = target.submit(number, request, next.into()) {
+            book.on_answer(number, lane, next.into(), Answer::Failed(error));
+        }
+    }
 }
 
 /// What is outstanding on a lane.
@@ -367,7 +402,7 @@ struct Account {
     zone: usize,
     outstanding: usize,
     /// Those of them that count if they stay unanswered, by kind.
-    counting: [usize; 2],
+    counting: [usize; KINDS],
     paused_until_ns: u64,
 }
 
@@ -375,6 +410,11 @@ struct Account {
 #[derive(Debug)]
 struct Book<C> {
     clock: C,
+    /// Whether requests have a schedule.
+    is_open: bool,
+    calls: Calls,
+    /// Read-modify-writes that have read, with their lanes.
+    to_write: Vec<(usize, u32)>,
     stop: Arc<Stop>,
     lanes: Vec<Account>,
     outstanding: usize,
@@ -390,11 +430,15 @@ struct Book<C> {
 }
 
 impl<C: Clock> Book<C> {
-    fn new(lanes: &[Lane], clock: C, stop: Arc<Stop>, zones: usize, post: Post) -> Self {
-        let account = |lane: &Lane| Account { zone: lane.zone, outstanding: 0, counting: [0; 2], paused_until_ns: 0 };
+    fn new(lanes: &[Lane], clock: C, stop: Arc<Stop>, zones: usize, post: Post, is_open: bool) -> Self {
+        let account =
+            |lane: &Lane| Account { zone: lane.zone, outstanding: 0, counting: [0; KINDS], paused_until_ns: 0 };
         let second = stop.window().second_of(0);
         let mut book = Self {
             clock,
+            is_open,
+            calls: Calls::default(),
+            to_write: Vec::new(),
             lanes: lanes.iter().map(account).collect(),
             outstanding: 0,
             page: Box::new(Interval::new(zones, second)),
@@ -423,22 +467,19 @@ impl<C: Clock> Book<C> {
         }
     }
 
-    /// The tag of a request that is about to be made.
-    fn tag_for(&mut self, request: &Request<'_>, kind: Kind, intended_ns: u64) -> u64 {
-        let recorded =
-            self.kept.recorder.as_mut().and_then(|recorder| {
-                recorder.begin(request.number, &request.operation, self.clock.now_ns(), intended_ns)
-            });
-        recorded.unwrap_or(tag_of(intended_ns, kind))
+    /// A request is about to be made.
+    fn record(&mut self, place: u32, request: &Request<'_>) {
+        if let Some(recorder) = &mut self.kept.recorder {
+            let recorded = recorder.begin(request.number, &request.operation, self.clock.now_ns());
+            self.calls.get_mut(place).recorded = recorded;
+        }
     }
 
-    /// What a tag says, once its request has ended.
-    fn untag_ended(&mut self, tag: u64, now_ns: u64, answer: Answer) -> (u64, Kind) {
-        let recorded = self.kept.recorder.as_mut().and_then(|recorder| {
-            recorder.end(tag, now_ns, answer);
-            recorder.look_up(tag)
-        });
-        recorded.unwrap_or(untag(tag))
+    /// A request has ended, or was not taken.
+    fn record_end(&mut self, place: u32, now_ns: u64, answer: Answer) {
+        if let (Some(recorder), Some(recorded)) = (&mut self.kept.recorder, self.calls.get_mut(place).recorded) {
+            recorder.end(recorded, now_ns, answer);
+        }
     }
 
     fn end_of(&self, second: i64) -> u64 {
@@ -464,59 +505,77 @@ impl<C: Clock> Book<C> {
         self.page.reuse(i64::MAX);
     }
 
-    fn on_taken(&mut self, lane: usize, kind: Kind, intended_ns: u64) {
+    fn on_begun(&mut self, lane: usize, kind: Kind, intended_ns: u64) {
         let account = &mut self.lanes[lane];
         account.outstanding += 1;
         self.outstanding += 1;
-        if intended_ns >= self.stop.start_ns {
-            account.counting[kind as usize] += 1;
+        account.counting[kind as usize] += usize::from(self.stop.is_planned(intended_ns));
+    }
+
+    /// The first request of an operation was not taken.
+    fn on_refused(&mut self, lane: usize, place: u32, error: ErrorKind) {
+        let now_ns = self.clock.now_ns();
+        self.record_end(place, now_ns, Answer::Failed(error));
+        self.lanes[lane].paused_until_ns = now_ns + PAUSE_NS;
+        if let Some(whole) = self.calls.end(place, Some(error)) {
+            self.count(lane, &whole, now_ns);
         }
     }
 
-    fn on_refused(&mut self, lane: usize, tag: u64, error: ErrorKind) {
-        let now_ns = self.clock.now_ns();
-        let (intended_ns, kind) = self.untag_ended(tag, now_ns, Answer::Failed(error));
-        self.lanes[lane].paused_until_ns = now_ns + PAUSE_NS;
-        self.count(lane, kind, intended_ns, now_ns, Answer::Failed(error));
-    }
-
-    fn on_answer(&mut self, lane: usize, tag: u64, answer: Answer) {
-        let now_ns = self.clock.now_ns();
-        let (intended_ns, kind) = self.untag_ended(tag, now_ns, answer);
-        let account = &mut self.lanes[lane];
-        assert!(account.outstanding > 0, "a target answered lane {lane} more often than it was asked");
+    fn on_answer(&mut self, number: usize, lane: &mut Lane, tag: u64, answer: Answer) {
+        let (now_ns, place) = (self.clock.now_ns(), tag as u32);
+        self.record_end(place, now_ns, answer);
+        let call = self.calls.get_mut(place);
+        if call.kind == Kind::ReadModifyWrite && !call.writes && matches!(answer, Answer::Done(_)) {
+            call.writes = true;
+            self.to_write.push((number, place));
+            return;
+        }
+        let failed = match answer {
+            Answer::Failed(error) => Some(error),
+            Answer::Done(_) => None,
+        };
+        let Some(whole) = self.calls.end(place, failed) else { return };
+        let account = &mut self.lanes[number];
+        assert!(account.outstanding > 0, "a target answered lane {number} more often than it was asked");
         account.outstanding -= 1;
         self.outstanding -= 1;
-        if intended_ns >= self.stop.start_ns {
-            account.counting[kind as usize] -= 1;
-        }
-        if answer == Answer::Failed(ErrorKind::Disconnected) {
+        account.counting[whole.kind as usize] -= usize::from(self.stop.is_planned(whole.intended_ns));
+        if whole.failed == Some(ErrorKind::Disconnected) {
             account.paused_until_ns = now_ns + PAUSE_NS;
         }
-        self.count(lane, kind, intended_ns, now_ns, answer);
+        if whole.kind == Kind::Insert && whole.failed.is_none() {
+            lane.requests.inserted();
+        }
+        self.count(number, &whole, now_ns);
     }
 
-    fn count(&mut self, lane: usize, kind: Kind, intended_ns: u64, now_ns: u64, answer: Answer) {
+    fn count(&mut self, lane: usize, whole: &Call, now_ns: u64) {
         self.turn_page(now_ns);
-        let window = self.stop.window();
+        let (window, intended_ns) = (self.stop.window(), whole.intended_ns);
         let warming_up = now_ns < window.start_ns;
         let counts = warming_up || window.contains(intended_ns);
         if window.contains(intended_ns) {
             self.last_ns = self.last_ns.max(now_ns);
         }
-        let cell = self.page.counts.cell_mut(self.lanes[lane].zone, kind);
-        match answer {
-            Answer::Done(_) => {
-                self.last_good_ns = self.last_good_ns.max(now_ns);
-                if let Some(samples) = self.kept.samples.as_mut().filter(|_| counts && !warming_up) {
-                    samples.add(now_ns.saturating_sub(intended_ns));
-                }
-                if counts {
-                    cell.times.saturating_record(now_ns.saturating_sub(intended_ns));
-                }
-                cell.answered += u64::from(warming_up || window.contains(now_ns));
-            }
-            Answer::Failed(error) => cell.errors[error as usize] += u64::from(counts),
+        let cell = self.page.counts.cell_mut(self.lanes[lane].zone, whole.kind);
+        if let Some(error) = whole.failed {
+            cell.errors[error as usize] += u64::from(counts);
+            return;
+        }
+        self.last_good_ns = self.last_good_ns.max(now_ns);
+        if let Some(samples) = self.kept.samples.as_mut().filter(|_| counts && !warming_up) {
+            samples.add(now_ns.saturating_sub(intended_ns));
+        }
+        match (counts, self.is_open) {
+            (true, true) => cell.record_open(intended_ns, whole.sent_ns, now_ns),
+            (true, false) => cell.times.saturating_record(now_ns.saturating_sub(intended_ns)),
+            (false, _) => {}
+        }
+        if warming_up || window.contains(now_ns) {
+            cell.answered += 1;
+        } else {
+            self.page.cooling += 1;
         }
     }
 
@@ -527,6 +586,9 @@ impl<C: Clock> Book<C> {
         for lane in 0..self.lanes.len() {
             for kind in Kind::ALL {
                 let missing = std::mem::take(&mut self.lanes[lane].counting[kind as usize]);
+                if missing == 0 {
+                    continue;
+                }
                 let cell = self.page.counts.cell_mut(self.lanes[lane].zone, kind);
                 cell.errors[error as usize] += missing as u64;
             }

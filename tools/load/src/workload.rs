@@ -10,6 +10,8 @@ use rand_distr::StandardNormal;
 use wpaxos::protocol::ReadMode;
 
 use crate::{
+    measure::Kind as Operations,
+    mix::{Mix, SCAN_KEYS_MAX, Sizes, ValueSize, YCSB_THETA, Ycsb},
     target::{Operation, Request},
     zipf::Zipf,
 };
@@ -30,14 +32,16 @@ pub struct Workload {
     pub first_key: u64,
     /// How keys are drawn from it.
     pub distribution: Distribution,
-    /// Share of writes.
-    pub write_ratio: f64,
+    /// Which workload of YCSB it is, if one.
+    pub ycsb: Option<Ycsb>,
+    /// Which operations it consists of.
+    pub mix: Mix,
     /// How reads are answered.
     pub read_mode: ReadMode,
     /// Normal: how long the middle stays before it moves on by one key.
     pub step: Option<Duration>,
-    /// Bytes of a written value.
-    pub value_bytes: usize,
+    /// How long written values are.
+    pub values: ValueSize,
     /// Decides every choice.
     pub seed: u64,
 }
@@ -88,6 +92,16 @@ pub enum Distribution {
     },
     /// One key after another, the lanes taking turns.
     Sequential,
+    /// As popular as by Zipf, but the popular ones are spread over the key space, as in YCSB.
+    Scrambled {
+        /// The exponent.
+        theta: f64,
+    },
+    /// By Zipf from what the lane has inserted last, and had acknowledged, backwards.
+    Latest {
+        /// The exponent.
+        theta: f64,
+    },
 }
 
 impl Distribution {
@@ -100,6 +114,16 @@ impl Distribution {
             Self::Exponential { .. } => "exponential",
             Self::Conflict { .. } => "conflict",
             Self::Sequential => "sequential",
+            Self::Scrambled { .. } => "scrambled zipfian",
+            Self::Latest { .. } => "latest",
+        }
+    }
+
+    /// The distribution that a workload of YCSB draws from.
+    pub const fn of_ycsb(ycsb: Ycsb) -> Self {
+        match ycsb {
+            Ycsb::D => Self::Latest { theta: YCSB_THETA },
+            _ => Self::Scrambled { theta: YCSB_THETA },
         }
     }
 
@@ -107,7 +131,7 @@ impl Distribution {
     pub fn parameters(&self) -> Vec<(&'static str, f64)> {
         match *self {
             Self::Uniform | Self::Sequential => vec![],
-            Self::Zipfian { theta } => vec![("zipf_theta", theta)],
+            Self::Zipfian { theta } | Self::Scrambled { theta } | Self::Latest { theta } => vec![("zipf_theta", theta)],
             Self::Zipfan { s, v } => vec![("zipf_s", s), ("zipf_v", v)],
             Self::NormalAt { mu, sigma } => vec![("mu", mu), ("sigma", sigma)],
             Self::NormalSigma { sigma } => vec![("sigma", sigma)],
@@ -159,6 +183,8 @@ enum Kind {
     Exponential { mean: f64, mass: f64 },
     Conflict { share: f64, start: u64, end: u64 },
     Sequential { next: u64, step: u64 },
+    Scrambled(Zipf),
+    Latest(Zipf),
 }
 
 impl Keys {
@@ -182,6 +208,8 @@ impl Keys {
             Distribution::NormalLocality { locality } => normal_by_locality(locality, keys, place)?,
             Distribution::Exponential { mean } => Kind::Exponential { mean, mass: -f64::exp_m1(-(keys as f64) / mean) },
             Distribution::Conflict { percent } => conflict(percent / 100.0, keys, place),
+            Distribution::Scrambled { theta } => Kind::Scrambled(Zipf::new(keys, theta, 1.0)),
+            Distribution::Latest { theta } => Kind::Latest(Zipf::new(keys, theta, 1.0)),
             Distribution::Sequential => {
                 Kind::Sequential { next: place.lane as u64 % keys, step: place.lanes as u64 % keys }
             }
@@ -214,6 +242,9 @@ impl Keys {
                     random.random_range(*start..*end)
                 }
             }
+            Kind::Scrambled(zipf) => scrambled(zipf.draw(random)) % self.keys,
+            // How far back, from the last key on; what was inserted since, [`Requests`] knows.
+            Kind::Latest(zipf) => last - zipf.draw(random),
             Kind::Sequential { next, step } => {
                 let key = *next;
                 *next = (*next + *step) % self.keys;
@@ -222,6 +253,14 @@ impl Keys {
         };
         self.first + number
     }
+}
+
+/// A number that has nothing to do with its neighbours' (FNV-1a of its bytes, as in YCSB).
+fn scrambled(number: u64) -> u64 {
+    number
+        .to_le_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn middle(start: u64, end: u64) -> f64 {
@@ -318,16 +357,45 @@ fn conflict(share: f64, keys: u64, place: &LanePlace) -> Kind {
     Kind::Conflict { share, start: start + 1, end: end + 1 }
 }
 
-/// Draws whole requests for one lane.
+/// Draws whole operations for one lane.
 #[derive(Debug)]
 pub struct Requests {
     random: SmallRng,
     keys: Keys,
-    write_ratio: f64,
-    value_bytes: usize,
+    mix: Mix,
+    sizes: Sizes,
     pool: Vec<u8>,
     key: [u8; KEY_BYTES],
     numbers: Option<Numbers>,
+    inserts: Inserts,
+}
+
+/// The keys that a lane inserts: those behind the key space, the lanes taking turns, so that no two insert the same.
+#[derive(Clone, Copy, Debug)]
+struct Inserts {
+    /// Number of the first key that this lane inserts.
+    first: u64,
+    /// From one of them to the next.
+    step: u64,
+    begun: u64,
+    acknowledged: u64,
+}
+
+impl Inserts {
+    fn number(&self, index: u64) -> u64 {
+        (self.first + index * self.step).min(KEYS_MAX)
+    }
+}
+
+/// An operation, with its first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drawn<'a> {
+    /// What it is.
+    pub kind: Operations,
+    /// How many requests it begins with: as many as a scan has keys, else one.
+    pub requests: u32,
+    /// The first of them.
+    pub request: Request<'a>,
 }
 
 /// Numbers that no other write of the run has, and hardly one of another run.
@@ -349,50 +417,96 @@ impl Requests {
     /// If the distribution cannot be had in this cluster.
     pub fn new(workload: &Workload, place: &LanePlace, run: Option<u32>) -> Result<Self, WorkloadError> {
         let mut random = salted(workload.seed, place.lane as u64);
-        let mut pool = vec![0; workload.value_bytes + if workload.value_bytes == 0 { 0 } else { VALUE_POOL_SPARE }];
+        let (shortest, longest) = workload.values.bounds();
+        let mut pool = vec![0; longest + if longest == 0 { 0 } else { VALUE_POOL_SPARE }];
         random.fill(pool.as_mut_slice());
         let numbers = run.map(|run| {
-            assert!(workload.value_bytes >= NUMBERED_BYTES_MIN && run < 1 << 31, "checked before: {workload:?}");
+            assert!(shortest >= NUMBERED_BYTES_MIN && run < 1 << 31, "checked before: {workload:?}");
             let next = u64::from(run) << 32 | (place.lane as u64 + 1);
-            Numbers { next, step: place.lanes as u64, value: vec![0; workload.value_bytes] }
+            Numbers { next, step: place.lanes as u64, value: vec![0; longest] }
         });
+        let first = workload.first_key + workload.keys + place.lane as u64;
         Ok(Self {
             random,
             keys: Keys::new(workload, place)?,
-            write_ratio: workload.write_ratio,
-            value_bytes: workload.value_bytes,
+            mix: workload.mix,
+            sizes: workload.values.sampler(),
             pool,
             key: *b"k000000000000000",
             numbers,
+            inserts: Inserts { first, step: place.lanes as u64, begun: 0, acknowledged: 0 },
         })
     }
 
-    /// The next request, which starts so long after the load began.
-    pub fn draw(&mut self, now_ns: u64) -> Request<'_> {
-        let number = self.keys.draw(&mut self.random, now_ns);
-        write_key(&mut self.key, number);
-        let operation = if self.random.random::<f64>() < self.write_ratio {
-            let spare = self.pool.len() - self.value_bytes;
-            let start = if spare == 0 { 0 } else { self.random.random_range(0..spare) };
-            let random = &self.pool[start..start + self.value_bytes];
-            Operation::Write(match &mut self.numbers {
-                Some(numbers) => numbers.put_into(random),
-                None => random,
-            })
-        } else {
-            Operation::Read
+    /// The next operation, which starts so long after the load began.
+    pub fn draw(&mut self, now_ns: u64) -> Drawn<'_> {
+        let kind = self.mix.draw(&mut self.random);
+        let (requests, number) = match kind {
+            Operations::Insert => {
+                self.inserts.begun += 1;
+                (1, self.inserts.number(self.inserts.begun - 1))
+            }
+            Operations::Scan => (self.random.random_range(1..=SCAN_KEYS_MAX), self.draw_key(now_ns)),
+            Operations::Read | Operations::Write | Operations::ReadModifyWrite => (1, self.draw_key(now_ns)),
         };
-        Request { key: &self.key, number, operation }
+        let request = match kind {
+            Operations::Write | Operations::Insert => self.write_of(number),
+            Operations::Read | Operations::Scan | Operations::ReadModifyWrite => self.read_of(number),
+        };
+        Drawn { kind, requests, request }
+    }
+
+    fn draw_key(&mut self, now_ns: u64) -> u64 {
+        let number = self.keys.draw(&mut self.random, now_ns);
+        if !matches!(self.keys.kind, Kind::Latest(_)) {
+            return number;
+        }
+        let back = self.keys.first + self.keys.keys - 1 - number;
+        match self.inserts.acknowledged.checked_sub(back + 1) {
+            Some(index) => self.inserts.number(index),
+            None => number + self.inserts.acknowledged,
+        }
+    }
+
+    /// An insert was acknowledged.
+    pub fn inserted(&mut self) {
+        self.inserts.acknowledged += 1;
+    }
+
+    /// The key that lies so far behind another in a scan; behind the last comes the first.
+    pub fn behind(&self, number: u64, steps: u64) -> u64 {
+        self.keys.first + (number - self.keys.first + steps) % self.keys.keys
+    }
+
+    /// A read of this key.
+    pub fn read_of(&mut self, number: u64) -> Request<'_> {
+        write_key(&mut self.key, number);
+        Request { key: &self.key, number, operation: Operation::Read }
+    }
+
+    /// A write of this key.
+    pub fn write_of(&mut self, number: u64) -> Request<'_> {
+        write_key(&mut self.key, number);
+        let bytes = self.sizes.draw(&mut self.random);
+        let spare = self.pool.len() - bytes;
+        let start = if spare == 0 { 0 } else { self.random.random_range(0..spare) };
+        let random = &self.pool[start..start + bytes];
+        let value = match &mut self.numbers {
+            Some(numbers) => numbers.put_into(random),
+            None => random,
+        };
+        Request { key: &self.key, number, operation: Operation::Write(value) }
     }
 }
 
 impl Numbers {
     /// The value with the next number at its beginning.
     fn put_into(&mut self, value: &[u8]) -> &[u8] {
-        self.value.copy_from_slice(value);
-        self.value[..8].copy_from_slice(&self.next.to_le_bytes());
+        let numbered = &mut self.value[..value.len()];
+        numbered.copy_from_slice(value);
+        numbered[..8].copy_from_slice(&self.next.to_le_bytes());
         self.next += self.step;
-        &self.value
+        numbered
     }
 }
 

@@ -18,7 +18,7 @@ fn no_flags_are_a_good_run() {
     assert_eq!(plan.timing.extent, Extent::Time(Duration::from_secs(10)));
     assert_eq!(plan.timing.warmup, Duration::from_secs(2));
     assert_eq!((plan.rounds, plan.keep.needs_history(), plan.request_timeout), (1, false, Duration::from_secs(6)));
-    assert_eq!((plan.workload.keys, plan.workload.value_bytes), (1000, 64));
+    assert_eq!((plan.workload.keys, plan.workload.values), (1000, ValueSize::Fixed(64)));
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn paxis_settings_mean_what_paxi_means() {
     assert_eq!(of("--Move=false").workload.step, None);
     let loads = of("--load --seed-address 127.0.0.1:1 --K 70 --Min 5 --Throttle 9");
     assert_eq!(loads.timing.extent, Extent::Requests(70));
-    assert_eq!((loads.workload.distribution, loads.workload.write_ratio), (Distribution::Sequential, 1.0));
+    assert_eq!((loads.workload.distribution, loads.workload.mix), (Distribution::Sequential, Mix::of_write_ratio(1.0)));
 }
 
 #[test]

@@ -13,7 +13,8 @@ use super::*;
 use crate::{
     args::Arrivals,
     history::{Ledger, Record},
-    measure::Counts,
+    measure::{Counts, Parts},
+    mix::{Mix, ValueSize, Ycsb},
     target::{Request, Seen},
     workload::{Distribution, LanePlace, Workload, salted},
 };
@@ -76,14 +77,19 @@ struct Run {
 }
 
 fn lanes(quotas: &[usize]) -> Vec<Lane> {
+    lanes_of(quotas, Mix::of_write_ratio(0.5))
+}
+
+fn lanes_of(quotas: &[usize], mix: Mix) -> Vec<Lane> {
     let workload = Workload {
         keys: 10,
         first_key: 0,
         step: None,
         distribution: Distribution::Uniform,
-        write_ratio: 0.5,
+        ycsb: None,
+        mix,
         read_mode: ReadMode::Confirm,
-        value_bytes: 8,
+        values: ValueSize::Fixed(8),
         seed: 1,
     };
     let lane = |(lane, quota): (usize, &usize)| {
@@ -112,7 +118,7 @@ fn run_lanes(
     kept: Kept,
 ) -> Run {
     let clock = FakeClock(Rc::new(Cell::new(0)));
-    let stop = Arc::new(Stop::new(window, 5 * S));
+    let stop = Arc::new(Stop::new(window, 0, 5 * S));
     let zones = lanes.len();
     let (reports, received) = unbounded();
     let (_give_back, used) = unbounded();
@@ -356,4 +362,82 @@ fn what_is_kept_of_single_requests_is_what_was_measured() {
     let doubtful = writes.iter().filter(|write| write.outcome == Outcome::Unknown).count();
     assert!((200..300).contains(&doubtful), "{doubtful} of about 250 writes");
     assert!(records.iter().all(|record| record.returned > record.called && record.called < cut_ns));
+}
+
+#[test]
+fn a_stall_of_the_cluster_is_service_time_and_one_of_the_generator_is_lag() {
+    let stalled = |now: u64| Some(if (5 * S..6 * S).contains(&now) { 6 * S } else { now + MS });
+    let p99 = |run: &Run, part: fn(&Parts) -> &crate::measure::Times| {
+        let all = run.counts.sum(|_, _| true);
+        part(all.parts.as_deref().expect("an open loop has parts")).value_at_quantile(0.99) / MS
+    };
+    let wide = run(&[0], open(1000, 10_000), stalled);
+    assert!(p99(&wide, |parts| &parts.service).abs_diff(900) < 15 && p99(&wide, |parts| &parts.lag) < 1);
+    // With ten in flight the others wait for their turn: response times are the same, and where they come from is told.
+    let narrow = run(&[0], open(1000, 10), stalled);
+    assert!(p99(&narrow, |parts| &parts.lag).abs_diff(900) < 15, "{}", p99(&narrow, |parts| &parts.lag));
+    assert!(p99(&narrow, |parts| &parts.service) < 3);
+    let closed = run(&[3], Pace::Closed(None), stalled).counts.sum(|_, _| true);
+    assert!(closed.parts.is_none(), "a closed loop has no schedule to lag behind");
+}
+
+/// With a cool-down of two seconds behind the window.
+fn run_cooling(pace: Pace, answer_at: impl FnMut(u64) -> Option<u64>) -> (Counts, u64, u64) {
+    let (clock, window) = (FakeClock(Rc::new(Cell::new(0))), Window { start_ns: 2 * S, end_ns: 12 * S });
+    let stop = Arc::new(Stop::new(window, 2 * S, 5 * S));
+    let ((reports, received), (_give_back, used)) = (unbounded(), unbounded());
+    let most_pending = Rc::new(Cell::new(0));
+    let target = FakeTarget { clock: clock.clone(), answer_at, pending: BTreeMap::new(), sent: 0, most_pending };
+    let post = Post { worker: 0, reports, used };
+    Worker::new(target, lanes(&[5]), pace, clock.clone(), stop, 1, post).run().0.unwrap();
+    let (mut counts, mut cooling) = (Counts::new(1), 0);
+    for report in received {
+        let Report::Interval(_, interval) = report else { panic!("{report:?}") };
+        cooling += interval.cooling;
+        if interval.second >= 0 {
+            counts.add(&interval.counts);
+        }
+    }
+    (counts, cooling, clock.now_ns())
+}
+
+#[test]
+fn the_load_goes_on_in_the_cool_down_and_does_not_count() {
+    for pace in [open(1000, 100), Pace::Closed(None)] {
+        let is_open = matches!(pace, Pace::Open { .. });
+        let (counts, cooling, ended_ns) = run_cooling(pace, |now| Some(now + if is_open { MS } else { 5 * MS }));
+        let all = counts.sum(|_, _| true);
+        assert_eq!((all.times.len(), all.error_count()), (10_000, 0));
+        assert!(cooling.abs_diff(2_000) <= 10, "{cooling} answers in two seconds");
+        assert!((14 * S..14 * S + 100 * MS).contains(&ended_ns));
+    }
+}
+
+#[test]
+fn a_read_modify_write_is_one_operation_of_two_requests_and_a_scan_one_of_many() {
+    for (ycsb, kind) in [(Ycsb::F, Kind::ReadModifyWrite), (Ycsb::E, Kind::Scan), (Ycsb::D, Kind::Insert)] {
+        let mut sent = 0;
+        let window = Window { start_ns: 2 * S, end_ns: 12 * S };
+        let answer = |now: u64| {
+            sent += 1;
+            Some(now + 10 * MS)
+        };
+        let run = run_lanes(lanes_of(&[4], ycsb.mix()), window, Pace::Closed(None), answer, |_| (), Kept::default());
+        let (of_kind, all) = (run.counts.sum(|_, of| of == kind), run.counts.sum(|_, _| true));
+        assert!(of_kind.times.len() > 100 && all.error_count() == 0, "{ycsb:?}: {}", of_kind.times.len());
+        let took_ms = of_kind.times.value_at_quantile(0.5) / MS;
+        let expected = match kind {
+            Kind::ReadModifyWrite => 20..22,
+            _ => 10..12,
+        };
+        assert!(expected.contains(&took_ms), "{ycsb:?}: {took_ms} ms");
+        let operations = all.times.len() + run.warm.sum(|_, _| true).times.len();
+        let per_operation = sent as f64 / operations as f64;
+        let expected = match kind {
+            Kind::ReadModifyWrite => 1.4..1.6,
+            Kind::Scan => 40.0..55.0,
+            _ => 0.99..1.02,
+        };
+        assert!(expected.contains(&per_operation), "{ycsb:?}: {per_operation} requests for each operation");
+    }
 }

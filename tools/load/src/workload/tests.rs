@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::mix::Ycsb;
 
 const DRAWS: usize = 200_000;
 
@@ -16,9 +17,10 @@ fn workload(distribution: Distribution, keys: u64) -> Workload {
         first_key: 0,
         distribution,
         step: None,
-        write_ratio: 0.5,
+        ycsb: None,
+        mix: Mix::of_write_ratio(0.5),
         read_mode: ReadMode::Log,
-        value_bytes: 100,
+        values: ValueSize::Fixed(100),
         seed: 1,
     }
 }
@@ -202,11 +204,11 @@ fn localities_that_cannot_be_are_refused() {
 
 #[test]
 fn writes_are_as_frequent_as_asked_and_values_as_long() {
-    let workload = Workload { write_ratio: 0.25, ..workload(Distribution::Uniform, 10) };
+    let workload = Workload { mix: Mix::of_write_ratio(0.25), ..workload(Distribution::Uniform, 10) };
     let mut requests = Requests::new(&workload, &place(0, 1), None).unwrap();
     let mut writes = 0;
     for _ in 0..DRAWS {
-        let request = requests.draw(0);
+        let request = requests.draw(0).request;
         assert!(request.key.len() == KEY_BYTES && request.key.starts_with(b"k00000000000000"));
         match request.operation {
             Operation::Write(value) => {
@@ -219,8 +221,9 @@ fn writes_are_as_frequent_as_asked_and_values_as_long() {
     assert!((writes as f64 / DRAWS as f64 - 0.25).abs() < 0.01);
     for (ratio, all) in [(0.0, false), (1.0, true)] {
         let mut requests =
-            Requests::new(&Workload { write_ratio: ratio, ..workload.clone() }, &place(0, 1), None).unwrap();
-        assert!((0..1000).all(|_| matches!(requests.draw(0).operation, Operation::Write(_)) == all));
+            Requests::new(&Workload { mix: Mix::of_write_ratio(ratio), ..workload.clone() }, &place(0, 1), None)
+                .unwrap();
+        assert!((0..1000).all(|_| matches!(requests.draw(0).request.operation, Operation::Write(_)) == all));
     }
 }
 
@@ -276,7 +279,7 @@ proptest! {
 
 #[test]
 fn numbered_values_are_unique_in_the_run_and_like_others_behind_the_number() {
-    let workload = Workload { write_ratio: 1.0, ..workload(Distribution::Uniform, 10) };
+    let workload = Workload { mix: Mix::of_write_ratio(1.0), ..workload(Distribution::Uniform, 10) };
     let mut seen = std::collections::HashSet::new();
     for run in [5, 6] {
         for lane in 0..3 {
@@ -285,7 +288,7 @@ fn numbered_values_are_unique_in_the_run_and_like_others_behind_the_number() {
             let mut plain = Requests::new(&workload, &place, None).unwrap();
             for _ in 0..100 {
                 let (Operation::Write(value), Operation::Write(other)) =
-                    (numbered.draw(0).operation, plain.draw(0).operation)
+                    (numbered.draw(0).request.operation, plain.draw(0).request.operation)
                 else {
                     panic!("all are writes");
                 };
@@ -294,5 +297,41 @@ fn numbered_values_are_unique_in_the_run_and_like_others_behind_the_number() {
                 assert!(number > 0 && number < 1 << 63 && seen.insert(number), "{number}");
             }
         }
+    }
+}
+
+#[test]
+fn scrambled_keys_are_as_popular_as_by_rank_and_spread_out() {
+    let by_rank = counts(Distribution::Zipfian { theta: 0.99 }, 1000, place(0, 1));
+    let mut spread = counts(Distribution::Scrambled { theta: 0.99 }, 1000, place(0, 1));
+    let hottest = spread.iter().enumerate().max_by_key(|(_, count)| **count).unwrap().0;
+    assert!(hottest > 10, "the hottest key is {hottest}");
+    spread.sort_unstable_by(|a, b| b.cmp(a));
+    // Several ranks may meet on one key, so a little more.
+    assert!((0.95..1.3).contains(&(spread[0] as f64 / by_rank[0] as f64)), "{} of {}", spread[0], by_rank[0]);
+}
+
+#[test]
+fn the_latest_inserts_are_read_most_and_only_once_they_are_acknowledged() {
+    let workload = Workload { mix: Ycsb::D.mix(), ..workload(Distribution::Latest { theta: 0.99 }, 1000) };
+    let places = [0, 1].map(|lane| LanePlace { zone: 0, zones: 1, lane, lanes: 2 });
+    let mut inserted = std::collections::HashSet::new();
+    for place in places {
+        let mut requests = Requests::new(&workload, &place, None).unwrap();
+        let (mut own, mut recent, mut reads) = (Vec::new(), 0, 0);
+        for _ in 0..20_000 {
+            let drawn = requests.draw(0);
+            let (kind, number) = (drawn.kind, drawn.request.number);
+            if kind == crate::measure::Kind::Insert {
+                assert!(number >= 1000 && inserted.insert(number), "{number} was inserted before");
+                own.push(number);
+                requests.inserted();
+                continue;
+            }
+            reads += 1;
+            assert!(number < 1000 || own.contains(&number), "{number} is not there yet");
+            recent += usize::from(own.iter().rev().take(10).any(|key| *key == number));
+        }
+        assert!(recent * 20 > reads * 7, "{recent} of {reads} reads are of the last ten");
     }
 }
