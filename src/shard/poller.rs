@@ -14,6 +14,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek},
     net::TcpStream,
+    num::NonZeroU64,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
     sync::{
@@ -43,6 +44,8 @@ const REACTOR: Duration = Duration::from_micros(50);
 const REACTOR_LOGGING: Duration = Duration::from_micros(10);
 /// The longest nap: timers and the runtime's own sockets are looked at this often.
 const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+/// The longest nap while a write to the log is under way: the kernel's thread that does it may need this very core.
+const LOG_NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 30_000 };
 /// How often the loop asks whether its core is its own.
 const CORE_CHECK: Duration = Duration::from_millis(100);
 /// Nanoseconds of a second that the thread may wait for its core before that counts as shared with others.
@@ -147,6 +150,8 @@ impl Poller {
 
     /// Polls until it is cancelled.
     pub(super) async fn run(self: Rc<Self>) {
+        // The kernel may end a short nap 50 us late unless it is asked not to.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let mut core = OwnCore::new();
         let (mut active_at, mut reactor_at) = (Instant::now(), Instant::now());
@@ -166,12 +171,11 @@ impl Poller {
                 reactor_turn().await;
             }
             let is_own = core.is_own(now);
-            if found || (is_own && (logging || now.duration_since(active_at) < self.idle)) {
+            if found || (is_own && !logging && now.duration_since(active_at) < self.idle) {
                 continue;
             }
             if logging {
-                // Its end is told by the runtime's ring, so that is what the thread sleeps on.
-                Timer::new(REACTOR).await;
+                self.look(&mut events, &LOG_NAP);
             } else {
                 self.nap(&mut events);
                 yield_now().await;
