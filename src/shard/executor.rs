@@ -89,7 +89,7 @@ impl Drop for StopNodeOnPanic {
 async fn run<P, F>(
     node: Arc<Node>,
     shard: ShardId,
-    poller: Option<Rc<Poller>>,
+    poller: Rc<Poller>,
     make: F,
     tell: mpsc::Sender<Result<(), Failure>>,
 ) where
@@ -117,8 +117,8 @@ async fn run<P, F>(
         Some(wal) => Box::new(wal.clone()),
         None => Box::<Unlogged>::default(),
     };
-    let this = Shard::new(Arc::clone(&node), shard, protocol, log, poller);
-    this.be_polled();
+    let this = Shard::new(Arc::clone(&node), shard, protocol, log, Some(poller));
+    this.be_asked();
     if let Some(wal) = &wal {
         let shard = Rc::downgrade(&this);
         wal.set_wake(move || {
@@ -199,10 +199,7 @@ impl<P: Protocol> Turns<'_, P> {
         poll_fn(|context| {
             if !registered && self.shard.node.cluster.shards > 1 {
                 registered = true;
-                let waker = match &self.shard.poller {
-                    Some(poller) => poller.waker(),
-                    None => context.waker().clone(),
-                };
+                let waker = self.shard.poller.as_ref().map_or_else(|| context.waker().clone(), |poller| poller.waker());
                 self.shard.node.mailboxes.set_waker(self.shard.shard, Some(waker));
             }
             self.poll(context)

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::{Mutex, mpsc},
+    sync::{Mutex, PoisonError, mpsc},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use glommio::{
     BuilderErrorKind, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement as Place, timer::Timer,
 };
 
-use super::poller::Poller;
+use super::{poller::Poller, rings};
 use crate::{
     failure::Failure,
     tuning::{Placement, Wait},
@@ -33,8 +33,11 @@ const WATCHDOG: Duration = Duration::from_millis(100);
 /// not take that for having nothing to do. (It spins only where it is pinned.)
 const SPIN: Duration = Duration::from_millis(5);
 
-/// What a shard does in its thread, made there; with what its connections are polled by, if they are.
-type Job = Box<dyn FnOnce(Option<Rc<Poller>>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+/// What a shard does in its thread, made there; with what its connections are waited for.
+type Job = Box<dyn FnOnce(Rc<Poller>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// Executors are started one at a time, so that each can tell its rings from those of others.
+static STARTING: Mutex<()> = Mutex::new(());
 
 /// A thread with an executor. Dropping the last reference waits until its shards have ended.
 #[derive(Debug)]
@@ -52,9 +55,12 @@ impl Host {
     pub(crate) fn start(name: String, core: Option<usize>, placement: &Placement) -> Result<Self, Failure> {
         let (jobs, incoming) = async_channel::unbounded::<Job>();
         let (tell, ready) = mpsc::channel();
-        let idle = (placement.wait == Wait::Poll).then_some(Duration::from_micros(placement.poll_idle_us));
+        let polls = placement.wait == Wait::Poll;
+        let idle = Duration::from_micros(if polls { placement.poll_idle_us } else { 0 });
+        let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let rings_of_others = rings::descriptors();
         let mut builder = LocalExecutorBuilder::new(core.map_or(Place::Unbound, Place::Fixed));
-        if idle.is_some() {
+        if polls {
             builder = builder.spin_before_park(SPIN);
         }
         let thread = builder
@@ -63,15 +69,15 @@ impl Host {
             .io_memory(placement.io_memory_bytes)
             .preempt_timer(PREEMPT_TIMER)
             .spawn(move || async move {
-                let poller = match idle.map(Poller::new).transpose() {
-                    Ok(poller) => poller.map(Rc::new),
+                let poller = match Poller::new(idle, rings::made_since(&rings_of_others)) {
+                    Ok(poller) => Rc::new(poller),
                     Err(error) => {
-                        let text = format!("an executor that polls needs an epoll set and an event counter: {error}");
+                        let text = format!("an executor needs an epoll set and an event counter: {error}");
                         return drop(tell.send(Err(Failure::Environment(text))));
                     }
                 };
                 let _ = tell.send(Ok(()));
-                let polling = poller.clone().map(|poller| glommio::spawn_local(poller.run()));
+                let polling = glommio::spawn_local(Rc::clone(&poller).run());
                 let watchdog = glommio::spawn_local(async {
                     loop {
                         Timer::new(WATCHDOG).await;
@@ -79,15 +85,13 @@ impl Host {
                 });
                 let mut running = Vec::new();
                 while let Ok(job) = incoming.recv().await {
-                    running.push(glommio::spawn_local(job(poller.clone())));
+                    running.push(glommio::spawn_local(job(Rc::clone(&poller))));
                 }
                 for shard in running {
                     shard.await;
                 }
                 watchdog.cancel().await;
-                if let Some(polling) = polling {
-                    polling.cancel().await;
-                }
+                polling.cancel().await;
             })
             .map_err(|error| runtime_failure(&name, error))?;
         let host = Self { jobs, thread: Mutex::new(Some(thread)), name };
@@ -104,7 +108,7 @@ impl Host {
     /// Runs a shard in this thread.
     pub(crate) fn run<F, S>(&self, shard: F)
     where
-        F: FnOnce(Option<Rc<Poller>>) -> S + Send + 'static,
+        F: FnOnce(Rc<Poller>) -> S + Send + 'static,
         S: Future<Output = ()> + 'static,
     {
         // If the thread is gone, the job is dropped, which its starter notices.

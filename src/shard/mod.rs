@@ -49,6 +49,7 @@ mod outbox;
 mod poller;
 mod receive;
 mod recover;
+mod rings;
 mod session;
 mod sessions;
 mod slab;
@@ -101,7 +102,7 @@ pub(crate) struct Shard<P> {
     wake: Notify,
     /// Accepted connections whose tasks have not ended.
     serving: Cell<usize>,
-    /// What the executor looks at its connections with, if it polls.
+    /// What the executor waits for connections with; none where somebody else drives the shard.
     poller: Option<Rc<poller::Poller>>,
     /// HTTP connections.
     web: web::Web,
@@ -134,8 +135,8 @@ impl<P: Protocol> Shard<P> {
         })
     }
 
-    /// Has the executor's loop ask this shard, if it polls.
-    fn be_polled(self: &Rc<Self>)
+    /// Has the executor's loop ask this shard.
+    fn be_asked(self: &Rc<Self>)
     where
         P: 'static,
     {

@@ -1,13 +1,15 @@
-//! The loop of an executor that polls: it looks at its sockets and mailboxes without ever sleeping, because on a core of
-//! its own to go to sleep and be woken is the dearest thing that a shard does (`docs/decisions/0015-shards-may-poll.md`).
+//! The loop of an executor: asks the kernel which connections have something, has them read, and lets the shards have their
+//! turns (`docs/decisions/0015-one-loop-waits-for-everything.md`).
 //!
-//! One task per executor asks the kernel, through an epoll set, which of all connections have something, wakes their
-//! readers, and lets these and then the shards' turns run before it asks again. The cost of a look follows the connections
-//! that are ready, not those that there are. The runtime's own reactor (timers, files, listeners, HTTP) gets a turn every
-//! few microseconds.
+//! One task per executor watches all connections of its shards, their mailboxes, and the rings of the runtime, through one epoll
+//! set. It wakes the readers of what is ready, and lets these and then the shards' turns run before it asks again: one flush and
+//! one send per connection serve them all, and batches form by themselves under load. The cost of a look follows the connections
+//! that are ready, not those that there are. The runtime's own reactor (timers, files, listeners, HTTP) gets a turn whenever its
+//! rings have something, before every sleep, and every few microseconds otherwise.
 //!
-//! With nothing to do for a while, or on a core that is not its own, the loop naps: it sleeps in the kernel until a
-//! connection or a mailbox has something, or a millisecond has passed.
+//! With nothing to do the thread sleeps until something comes. An executor that polls looks on for a while without sleeping,
+//! because on a core of its own to go to sleep and be woken is the dearest thing that a shard does; not on a core that others
+//! use too, and not while its log is written, for the kernel's thread that does it may need this very core.
 
 use std::{
     cell::{Cell, RefCell},
@@ -38,20 +40,19 @@ use crate::notify::Notify;
 
 /// Ready connections that one look takes in; the others are found by the next.
 const EVENTS_MAX: usize = 256;
-/// How long the runtime's reactor waits for a turn at most: timers, accepted connections and HTTP wait no longer than this.
+/// How long the runtime's reactor waits for a turn at most.
 const REACTOR: Duration = Duration::from_micros(50);
-/// The same while a write to the log is under way: its end is an answer that somebody waits for.
-const REACTOR_LOGGING: Duration = Duration::from_micros(10);
-/// The longest nap: timers and the runtime's own sockets are looked at this often.
-const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-/// The longest nap while a write to the log is under way: the kernel's thread that does it may need this very core.
-const LOG_NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 30_000 };
+/// The longest sleep: timers, and what other threads tell tasks of the runtime, are looked at this often.
+const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+/// The longest sleep where the rings cannot be watched and a write to the log is under way.
+const BLIND_SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 30_000 };
 /// How often the loop asks whether its core is its own.
 const CORE_CHECK: Duration = Duration::from_millis(100);
 /// Nanoseconds of a second that the thread may wait for its core before that counts as shared with others.
 const WAITED_NS_MAX: u64 = 20_000_000;
-/// The token of the bell; connections have those of their places.
+/// The tokens of the bell and of the rings; connections have those of their places.
 const BELL: u64 = u64::MAX;
+const RING: u64 = u64::MAX - 1;
 
 /// What the loop asks a shard of its executor.
 pub(super) trait Polled {
@@ -76,7 +77,11 @@ pub(crate) struct Poller {
     sources: RefCell<Slab<Rc<Ready>>>,
     shards: RefCell<Vec<Weak<dyn Polled>>>,
     bell: Arc<Bell>,
-    /// How long nothing must have come before the loop naps.
+    /// The runtime's rings. They are in the set as long as they are here.
+    rings: Vec<OwnedFd>,
+    /// Whether a ring has something for the reactor.
+    ring_ready: Cell<bool>,
+    /// How long nothing must have come before the thread sleeps.
     idle: Duration,
 }
 
@@ -88,11 +93,11 @@ struct Ready {
     ended: Cell<bool>,
 }
 
-/// Wakes the loop from a nap; other threads ring it.
+/// Wakes the loop from its sleep; other threads ring it.
 #[derive(Debug)]
 struct Bell {
     counter: OwnedFd,
-    napping: AtomicBool,
+    sleeping: AtomicBool,
 }
 
 impl Wake for Bell {
@@ -101,9 +106,9 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Whoever rings has put something into a mailbox before. If the loop is not seen napping, it looks once more.
+        // Whoever rings has put something into a mailbox before. If the loop is not seen sleeping, it looks once more.
         fence(Ordering::SeqCst);
-        if self.napping.load(Ordering::Relaxed) {
+        if self.sleeping.load(Ordering::Relaxed) {
             // It can only be full, and then it rings already.
             let _ = rustix::io::write(&self.counter, &1u64.to_ne_bytes());
         }
@@ -111,16 +116,21 @@ impl Wake for Bell {
 }
 
 impl Poller {
-    /// Without connections. It naps when nothing has come for `idle`.
+    /// Without connections, in an executor with these rings. It sleeps when nothing has come for `idle`.
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub(super) fn new(idle: Duration) -> io::Result<Self> {
+    pub(super) fn new(idle: Duration, rings: Vec<OwnedFd>) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&set, &counter, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
-        let bell = Arc::new(Bell { counter, napping: AtomicBool::new(false) });
-        Ok(Self { set, sources: RefCell::default(), shards: RefCell::default(), bell, idle })
+        for ring in &rings {
+            let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&set, ring, epoll::EventData::new_u64(RING), events)?;
+        }
+        let bell = Arc::new(Bell { counter, sleeping: AtomicBool::new(false) });
+        let (sources, shards) = (RefCell::default(), RefCell::default());
+        Ok(Self { set, sources, shards, bell, rings, ring_ready: Cell::new(false), idle })
     }
 
     /// Asks this shard, too, from now on and for as long as it is there.
@@ -148,12 +158,12 @@ impl Poller {
         Ok(Reader { socket, ready, key, poller: Rc::clone(self), may_have_more: true })
     }
 
-    /// Polls until it is cancelled.
+    /// Runs until it is cancelled.
     pub(super) async fn run(self: Rc<Self>) {
-        // The kernel may end a short nap 50 us late unless it is asked not to.
+        // The kernel may end a short sleep 50 us late unless it is asked not to.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut events = Vec::with_capacity(EVENTS_MAX);
-        let mut core = OwnCore::new();
+        let mut core = OwnCore::new(!self.idle.is_zero());
         let (mut active_at, mut reactor_at) = (Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
@@ -165,23 +175,17 @@ impl Poller {
                 yield_now().await;
             }
             yield_now().await;
-            let patience = if logging { REACTOR_LOGGING } else { REACTOR };
-            if now.duration_since(reactor_at) >= patience {
+            let spins = !logging && now.duration_since(active_at) < self.idle && core.is_own(now);
+            let sleeps = !found && !spins;
+            if sleeps || self.ring_ready.take() || now.duration_since(reactor_at) >= REACTOR {
                 reactor_at = now;
                 reactor_turn().await;
             }
-            let is_own = core.is_own(now);
-            if found || (is_own && !logging && now.duration_since(active_at) < self.idle) {
-                continue;
-            }
-            if logging {
-                self.look(&mut events, &LOG_NAP);
-            } else {
-                self.nap(&mut events);
+            // Whatever the reactor has woken has run before this task.
+            if sleeps {
+                self.sleep(&mut events, if logging && self.rings.is_empty() { &BLIND_SLEEP } else { &SLEEP });
                 yield_now().await;
                 yield_now().await;
-                // Whatever ended the nap, the reactor has waited long enough.
-                reactor_turn().await;
             }
         }
     }
@@ -214,7 +218,9 @@ impl Poller {
         for event in events.drain(..) {
             let token = event.data.u64();
             any = true;
-            if token == BELL {
+            if token == RING {
+                self.ring_ready.set(true);
+            } else if token == BELL {
                 let _ = rustix::io::read(&self.bell.counter, &mut [0; 8]);
             } else if let Some(ready) = sources.get(Key::from_token(token)) {
                 let over = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
@@ -226,14 +232,14 @@ impl Poller {
         any
     }
 
-    fn nap(&self, events: &mut Vec<epoll::Event>) {
-        self.bell.napping.store(true, Ordering::Relaxed);
+    fn sleep(&self, events: &mut Vec<epoll::Event>, patience: &Timespec) {
+        self.bell.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let (woken, _) = self.ask_shards();
         if !woken {
-            self.look(events, &NAP);
+            self.look(events, patience);
         }
-        self.bell.napping.store(false, Ordering::Relaxed);
+        self.bell.sleeping.store(false, Ordering::Relaxed);
     }
 }
 
@@ -298,8 +304,9 @@ struct OwnCore {
 }
 
 impl OwnCore {
-    fn new() -> Self {
-        let statistics = File::open("/proc/thread-self/schedstat").ok();
+    /// Nobody asks unless the loop `spins`.
+    fn new(spins: bool) -> Self {
+        let statistics = if spins { File::open("/proc/thread-self/schedstat").ok() } else { None };
         let mut core = Self { statistics, checked_at: Instant::now(), waited_ns: 0, own: true };
         core.waited_ns = core.waited().unwrap_or(0);
         core

@@ -2,7 +2,6 @@
 
 use std::{io, rc::Rc, time::Duration};
 
-use futures_lite::AsyncReadExt;
 use glommio::{
     net::{TcpListener, TcpStream},
     timer::Timer,
@@ -43,36 +42,15 @@ pub(super) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, listener:
     }
 }
 
-/// The receiving half of a connection.
-enum Incoming {
-    /// Waited for by the runtime's ring.
-    Ring(TcpStream),
-    /// Waited for by the loop of an executor that polls.
-    Polled(Reader),
-}
-
-impl Incoming {
-    /// Both halves of a connection.
-    fn split<P: Protocol>(shard: &Shard<P>, stream: TcpStream) -> io::Result<(Self, Connection)> {
-        let connection = Connection::of(&stream)?;
-        let incoming = match &shard.poller {
-            Some(poller) => Self::Polled(poller.reader(duplicate(&stream)?)?),
-            None => Self::Ring(stream),
-        };
-        Ok((incoming, connection))
-    }
-
-    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Ring(stream) => stream.read(buffer).await,
-            Self::Polled(reader) => reader.read(buffer).await,
-        }
-    }
+/// Both halves of a connection; the runtime's stream is not needed any more.
+fn split<P: Protocol>(shard: &Shard<P>, stream: TcpStream) -> io::Result<(Reader, Connection)> {
+    let poller = shard.poller.as_ref().expect("tasks run in an executor");
+    Ok((poller.reader(duplicate(&stream)?)?, Connection::of(&stream)?))
 }
 
 /// One accepted connection, from hello to end.
 async fn serve<P: Protocol>(shard: &Shard<P>, stream: TcpStream) {
-    let (mut incoming, connection) = match Incoming::split(shard, stream) {
+    let (mut incoming, connection) = match split(shard, stream) {
         Ok(halves) => halves,
         Err(error) => return tracing::debug!("a connection was gone before it began: {error}"),
     };
@@ -111,7 +89,7 @@ async fn dial_once<P: Protocol>(shard: &Shard<P>, peer: NodeIndex) -> (bool, io:
         Err(glommio::GlommioError::IoError(error)) => return (false, error),
         Err(other) => return (false, io::Error::other(other.to_string())),
     };
-    let (mut incoming, connection) = match Incoming::split(shard, stream) {
+    let (mut incoming, connection) = match split(shard, stream) {
         Ok(halves) => halves,
         Err(error) => return (false, error),
     };
@@ -134,7 +112,7 @@ async fn let_others_read() {
 type Never = std::convert::Infallible;
 
 /// Hands everything that comes to the session until it ends.
-async fn read<P: Protocol>(shard: &Shard<P>, incoming: &mut Incoming, session: &mut Session) -> Result<Never, Ended> {
+async fn read<P: Protocol>(shard: &Shard<P>, incoming: &mut Reader, session: &mut Session) -> Result<Never, Ended> {
     let mut full_reads = 0;
     loop {
         let spare = session.spare();
