@@ -212,6 +212,7 @@ impl<P: Protocol> Turns<'_, P> {
             self.shard.wake.take();
             let turn = self.shard.core.borrow_mut().turn();
             let Next::At(next) = turn else { return Poll::Ready(()) };
+            self.shard.due_at.set(next);
             let waits = self.poll_alarm(context, next).is_pending()
                 && self.shard.wake.poll(context).is_pending()
                 && (self.shard.node.cluster.shards == 1 || self.shard.node.mailboxes.sleep(self.shard.shard));

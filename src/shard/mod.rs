@@ -18,6 +18,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -100,6 +101,8 @@ pub(crate) struct Shard<P> {
     core: RefCell<core::Core<P>>,
     /// Wakes the turn task.
     wake: Notify,
+    /// When the next turn is due though nothing comes in.
+    due_at: Cell<Micros>,
     /// Accepted connections whose tasks have not ended.
     serving: Cell<usize>,
     /// What the executor waits for connections with; none where somebody else drives the shard.
@@ -125,6 +128,7 @@ impl<P: Protocol> Shard<P> {
         Rc::new(Self {
             core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log)),
             wake: Notify::default(),
+            due_at: Cell::new(Micros(0)),
             serving: Cell::new(0),
             poller,
             web: web::Web::default(),
@@ -164,5 +168,13 @@ impl<P: Protocol> poller::Polled for Shard<P> {
             return Look::Woken;
         }
         if self.core.borrow().is_logging() { Look::Logging } else { Look::Idle }
+    }
+
+    fn turns(&self) -> u64 {
+        self.core.borrow().counters.turns
+    }
+
+    fn due_in(&self) -> Duration {
+        Duration::from_micros(self.due_at.get().since(self.node.now()))
     }
 }

@@ -42,10 +42,10 @@ use crate::notify::Notify;
 const EVENTS_MAX: usize = 256;
 /// How long the runtime's reactor waits for a turn at most.
 const REACTOR: Duration = Duration::from_micros(50);
-/// The longest sleep: timers, and what other threads tell tasks of the runtime, are looked at this often.
-const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-/// The longest sleep where the rings cannot be watched and a write to the log is under way.
-const BLIND_SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 30_000 };
+/// The longest sleep: other timers than the shards', and what other threads tell tasks of the runtime, are looked at this often.
+const SLEEP: Duration = Duration::from_millis(10);
+/// The same where the rings cannot be watched; while a write to the log is under way; and while none is.
+const BLIND_SLEEP: [Duration; 2] = [Duration::from_micros(30), Duration::from_millis(1)];
 /// How often the loop asks whether its core is its own.
 const CORE_CHECK: Duration = Duration::from_millis(100);
 /// Nanoseconds of a second that the thread may wait for its core before that counts as shared with others.
@@ -58,6 +58,10 @@ const RING: u64 = u64::MAX - 1;
 pub(super) trait Polled {
     /// Looks into its mailbox: wakes its turn if there is something.
     fn look(&self) -> Look;
+    /// How often it has had a turn.
+    fn turns(&self) -> u64;
+    /// How long until it is due for one though nothing comes in.
+    fn due_in(&self) -> Duration;
 }
 
 /// What a shard says to that.
@@ -165,6 +169,7 @@ impl Poller {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let mut core = OwnCore::new(!self.idle.is_zero());
         let (mut active_at, mut reactor_at) = (Instant::now(), Instant::now());
+        let (mut turns, mut is_calm) = (0, false);
         loop {
             let now = Instant::now();
             let (mut found, logging) = self.ask_shards();
@@ -175,19 +180,29 @@ impl Poller {
                 yield_now().await;
             }
             yield_now().await;
+            let stirred = found || std::mem::replace(&mut turns, self.turns()) != self.turns();
+            if stirred {
+                is_calm = false;
+            }
             let spins = !logging && now.duration_since(active_at) < self.idle && core.is_own(now);
-            let sleeps = !found && !spins;
-            if sleeps || self.ring_ready.take() || now.duration_since(reactor_at) >= REACTOR {
+            if !stirred && !spins && is_calm {
+                self.sleep(&mut events, logging);
+                is_calm = false;
+                yield_now().await;
+            } else if !(stirred || spins) || self.ring_ready.take() || now.duration_since(reactor_at) >= REACTOR {
+                // What tasks have asked of the runtime since its last turn reaches the kernel now. Only if that stirs nothing
+                // up is everything asleep.
                 reactor_at = now;
                 reactor_turn().await;
-            }
-            // Whatever the reactor has woken has run before this task.
-            if sleeps {
-                self.sleep(&mut events, if logging && self.rings.is_empty() { &BLIND_SLEEP } else { &SLEEP });
-                yield_now().await;
-                yield_now().await;
+                is_calm = true;
             }
         }
+    }
+
+    /// Turns that the shards have had.
+    fn turns(&self) -> u64 {
+        let shards = self.shards.borrow();
+        shards.iter().filter_map(Weak::upgrade).fold(0, |sum, shard| sum.wrapping_add(shard.turns()))
     }
 
     /// Whether a shard has been given something, and whether one waits for its log.
@@ -232,12 +247,18 @@ impl Poller {
         any
     }
 
-    fn sleep(&self, events: &mut Vec<epoll::Event>, patience: &Timespec) {
+    fn sleep(&self, events: &mut Vec<epoll::Event>, logging: bool) {
         self.bell.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let (woken, _) = self.ask_shards();
         if !woken {
-            self.look(events, patience);
+            let most = if self.rings.is_empty() { BLIND_SLEEP[usize::from(!logging)] } else { SLEEP };
+            let shards = self.shards.borrow();
+            let due = shards.iter().filter_map(Weak::upgrade).map(|shard| shard.due_in()).min();
+            drop(shards);
+            let patience = due.map_or(most, |due| due.min(most));
+            // Below a second.
+            self.look(events, &Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) });
         }
         self.bell.sleeping.store(false, Ordering::Relaxed);
     }
