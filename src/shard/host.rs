@@ -140,7 +140,7 @@ fn runtime_failure(name: &str, error: GlommioError<()>) -> Failure {
         other => other.to_string(),
     };
     Failure::Environment(format!(
-        "{name}: no io_uring executor: {what}. It needs Linux 5.8, io_uring allowed (containers often forbid it), and at \
+        "{name}: no io_uring executor: {what}. It needs Linux 5.11, io_uring allowed (containers often forbid it), and at \
          least 512 KiB of locked memory plus some for each executor (`ulimit -l`, `LimitMEMLOCK=`)"
     ))
 }
