@@ -48,8 +48,8 @@ pub struct LocalOptions {
     pub steal: StealPolicy,
     /// Distances to emulate.
     pub wan: Option<WanMatrix>,
-    /// Threads that all shards of all nodes share. If `None`, as many as the tuning names cores, or else as there are cores, but
-    /// no more than shards.
+    /// Threads that all shards of all nodes share. If `None`, as many as the tuning names cores, or else as there are
+    /// cores, but no more than shards.
     pub threads: Option<usize>,
     /// The first of consecutive ports; free ones are looked for if `None`.
     pub base_port: Option<u16>,

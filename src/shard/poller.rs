@@ -1,15 +1,17 @@
-//! The loop of an executor: asks the kernel which connections have something, has them read, and lets the shards have their
-//! turns (`docs/decisions/0015-one-loop-waits-for-everything.md`).
+//! The loop of an executor: asks the kernel which connections have something, has them read, and lets the shards have
+//! their turns (`docs/decisions/0015-one-loop-waits-for-everything.md`).
 //!
-//! One task per executor watches all connections of its shards, their mailboxes, and the rings of the runtime, through one epoll
-//! set. It wakes the readers of what is ready, and lets these and then the shards' turns run before it asks again: one flush and
-//! one send per connection serve them all, and batches form by themselves under load. The cost of a look follows the connections
-//! that are ready, not those that there are. The runtime's own reactor (timers, files, listeners, HTTP) gets a turn whenever its
-//! rings have something, before every sleep, and every few microseconds otherwise.
+//! One task per executor watches all connections of its shards, their mailboxes, and the rings of the runtime,
+//! through one epoll set. It wakes the readers of what is ready, and lets these and then the shards' turns run before
+//! it asks again: one flush and one send per connection serve them all, and batches form by themselves under load.
+//! The cost of a look follows the connections that are ready, not those that there are. The runtime's own reactor
+//! (timers, files, listeners, HTTP) gets a turn whenever its rings have something, before every sleep, and every few
+//! microseconds otherwise.
 //!
-//! With nothing to do the thread sleeps until something comes. An executor that polls looks on for a while without sleeping,
-//! because on a core of its own to go to sleep and be woken is the dearest thing that a shard does; not on a core that others
-//! use too, and not while its log is written, for the kernel's thread that does it may need this very core.
+//! With nothing to do the thread sleeps until something comes. An executor that polls looks on for a while without
+//! sleeping, because on a core of its own to go to sleep and be woken is the dearest thing that a shard does; not on
+//! a core that others use too, and not while its log is written, for the kernel's thread that does it may need this
+//! very core.
 
 use std::{
     cell::{Cell, RefCell},
@@ -42,7 +44,8 @@ use crate::notify::Notify;
 const EVENTS_MAX: usize = 256;
 /// How long the runtime's reactor waits for a turn at most.
 const REACTOR: Duration = Duration::from_micros(50);
-/// The longest sleep: other timers than the shards', and what other threads tell tasks of the runtime, are looked at this often.
+/// The longest sleep: other timers than the shards', and what other threads tell tasks of the runtime, are looked at
+/// this often.
 const SLEEP: Duration = Duration::from_millis(10);
 /// The same where the rings cannot be watched; while a write to the log is under way; and while none is.
 const BLIND_SLEEP: [Duration; 2] = [Duration::from_micros(30), Duration::from_millis(1)];

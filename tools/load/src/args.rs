@@ -37,8 +37,8 @@ pub enum Command {
     /// Show saved runs side by side: throughput, percentiles, the settings in which they differ, and whether the difference is
     /// real. Runs with the same settings count as repeats
     Compare(CompareArgs),
-    /// Drive several tunings harder and harder until the knee, in turns, each on a cluster of its own; save all runs, medians and
-    /// a page
+    /// Drive several tunings harder and harder until the knee, in turns, each on a cluster of its own; save all runs,
+    /// medians and a page
     Sweep(Box<SweepArgs>),
     /// Judge a history that `run --history-csv` wrote: is it linearizable? Exit code 0 if so, 4 if not, 3 if the search
     /// came to no end, 1 if the file cannot be read
@@ -62,8 +62,8 @@ pub struct CheckArgs {
 /// The flags of `compare`.
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    /// Files written by `run --json`, or a sweep.json, of which the runs at the knees are taken; the first is what the others are
-    /// compared with
+    /// Files written by `run --json`, or a sweep.json, of which the runs at the knees are taken; the first is what
+    /// the others are compared with
     #[arg(required = true, num_args = 1.., value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Write the comparison as a page to this file

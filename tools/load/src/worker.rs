@@ -1,15 +1,16 @@
-//! One worker: a thread that makes requests on its lanes, by count in flight (closed loop) or by schedule (open loop), and
-//! counts what comes of them.
+//! One worker: a thread that makes requests on its lanes, by count in flight (closed loop) or by schedule (open
+//! loop), and counts what comes of them.
 //!
-//! It ends at a time, or when its lanes have made so many requests. Either way it waits for answers no longer than the
-//! grace time, and a loop by number of requests that is answered nothing at all for long gives up.
+//! It ends at a time, or when its lanes have made so many requests. Either way it waits for answers no longer than
+//! the grace time, and a loop by number of requests that is answered nothing at all for long gives up.
 //!
-//! Which requests count: those whose intended start lies in the measured window, whenever they are answered, each once.
-//! The intended start is the scheduled time in an open loop, however late the request was sent, and the time of sending
-//! in a closed loop. An operation of several requests (a scan, a read-modify-write) counts as one, which starts with the first of
-//! them and ends with the last answer.
+//! Which requests count: those whose intended start lies in the measured window, whenever they are answered, each
+//! once. The intended start is the scheduled time in an open loop, however late the request was sent, and the time of
+//! sending in a closed loop. An operation of several requests (a scan, a read-modify-write) counts as one, which
+//! starts with the first of them and ends with the last answer.
 //!
-//! The load goes on in the cool-down behind the window, so that the last requests that count meet the same load as the first.
+//! The load goes on in the cool-down behind the window, so that the last requests that count meet the same load as
+//! the first.
 
 use std::{
     sync::{
