@@ -232,7 +232,10 @@ mod tests {
             let text = &text[text.find("[batch]").expect("what is before is said in the first lines")..];
             let lines: Vec<&str> = text.lines().collect();
             for (index, line) in lines.iter().enumerate().filter(|(_, line)| line.contains(" = ")) {
-                assert!(line.starts_with('#') || lines[index - 1].starts_with('#'), "{name}: no comment above `{line}`");
+                assert!(
+                    line.starts_with('#') || lines[index - 1].starts_with('#'),
+                    "{name}: no comment above `{line}`"
+                );
             }
         }
     }
