@@ -1,5 +1,5 @@
 //! Systems that are not reached through the client library: a few connections per client, requests one behind the other on
-//! each, answers in the same order. What is said on them is a [`Dialect`].
+//! each, answers in the same order. What is said on them is a dialect.
 
 use std::{
     collections::VecDeque,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use crate::{
     compare::{Comparison, differences, flat_settings},
-    json::{CurvePoint, Phase, ReportFileError, RunReport},
+    json::{CurvePoint, Phase, ReportFileError, RunReport, Second},
     report::{grouped, micros},
     sweep::SweepReport,
 };
@@ -15,6 +15,8 @@ mod plot;
 use plot::{Axis, Plot, Scale, Series, label};
 
 const STYLE: &str = include_str!("style.css");
+/// What is faster than this is not drawn: it would only make the axis longer.
+const LEAST_US: f64 = 1.0;
 /// The end of the axis of percentiles: five nines.
 const LAST_PERCENTILE: f64 = 99.999;
 
@@ -78,8 +80,8 @@ fn settings(summary: &str, all: &BTreeMap<String, String>) -> String {
     format!("<details><summary>{summary}</summary>{}</details>\n", table(&rows))
 }
 
-/// What every figure must be read with, in a line.
-fn conditions(report: &RunReport) -> String {
+/// What every figure must be read with, in a line; without what `varies`.
+fn conditions(report: &RunReport, varies: &[&str]) -> String {
     let flat = flat_settings(report);
     let named = [
         ("facts.nodes", "nodes"),
@@ -94,14 +96,15 @@ fn conditions(report: &RunReport) -> String {
         ("facts.tuning", "tuning"),
         ("target", "target"),
     ];
-    let said = named.into_iter().filter_map(|(key, name)| flat.get(key).map(|value| format!("{name}: {value}")));
+    let said = named.into_iter().filter(|(key, _)| !varies.contains(key));
+    let said = said.filter_map(|(key, name)| flat.get(key).map(|value| format!("{name}: {value}")));
     escaped(&said.collect::<Vec<_>>().join(" · "))
 }
 
 /// The page of one run.
 pub fn of_run(report: &RunReport) -> String {
     let mut body = format!("<h1>{}</h1>\n", escaped(&headline(report)));
-    let _ = writeln!(body, "<p class=\"conditions\">{}</p>", conditions(report));
+    let _ = writeln!(body, "<p class=\"conditions\">{}</p>", conditions(report, &[]));
     if !report.valid {
         let why = escaped(&report.invalid_because.join("; "));
         let _ = writeln!(body, "<p class=\"invalid\"><strong>Not valid:</strong> {why}</p>");
@@ -154,7 +157,7 @@ fn percentiles(curves: &[(&str, &[CurvePoint])]) -> Plot {
         name: (*name).to_owned(),
         points: curve
             .iter()
-            .filter(|at| at.percentile <= LAST_PERCENTILE && at.us > 0.0)
+            .filter(|at| at.percentile <= LAST_PERCENTILE && at.us >= LEAST_US)
             .map(|at| (at.percentile, at.us))
             .collect(),
         ..Series::default()
@@ -167,9 +170,17 @@ fn percentiles(curves: &[(&str, &[CurvePoint])]) -> Plot {
     }
 }
 
+/// Without the last one if the run ended in it.
+fn whole_seconds(seconds: &[Second]) -> &[Second] {
+    match seconds {
+        [rest @ .., before, last] if last.answered * 2 < before.answered => &seconds[..=rest.len()],
+        all => all,
+    }
+}
+
 /// Latency and throughput by second, with what was not measured shaded.
 fn over_time(report: &RunReport) -> String {
-    let seconds = &report.seconds;
+    let seconds = whole_seconds(&report.seconds);
     let band = |phase: Phase, name| {
         let mut of = seconds.iter().filter(|second| second.phase == phase).map(|second| second.second as f64);
         let first = of.next()?;
@@ -177,7 +188,7 @@ fn over_time(report: &RunReport) -> String {
     };
     let bands: Vec<_> =
         [band(Phase::WarmUp, "warm-up"), band(Phase::CoolDown, "cool-down")].into_iter().flatten().collect();
-    let line = |name: &str, of: fn(&crate::json::Second) -> f64| Series {
+    let line = |name: &str, of: fn(&Second) -> f64| Series {
         name: name.to_owned(),
         // In the middle of its second.
         points: seconds.iter().map(|at| (at.second as f64 + 0.5, of(at))).filter(|(_, y)| *y > 0.0).collect(),
@@ -197,8 +208,11 @@ fn over_time(report: &RunReport) -> String {
     );
     let latency = [line("p50", |at| at.p50_us), line("p99", |at| at.p99_us), line("max", |at| at.max_us)];
     let latency = plot(Axis { title: "response time, µs", scale: Scale::Log }, latency.to_vec());
-    figure("Throughput over time", "The last second is cut where the run ended.", &rate)
-        + &figure("Latency over time", "Of the requests that were answered in each second.", &latency)
+    figure(
+        "Throughput over time",
+        "Good answers in each second; a last second in which the run ended is left out.",
+        &rate,
+    ) + &figure("Latency over time", "Of the requests that were answered in each second.", &latency)
 }
 
 /// The page of a comparison.
@@ -211,7 +225,7 @@ pub fn of_comparison(comparison: &Comparison) -> String {
             body,
             "<p class=\"conditions\">{} ({count} runs) · {}</p>",
             escaped(&group.name),
-            conditions(&group.reports[0])
+            conditions(&group.reports[0], &[])
         );
         for report in group.reports.iter().filter(|report| !report.valid) {
             let why = escaped(&report.invalid_because.join("; "));
@@ -248,7 +262,11 @@ fn differing(names: &[&str], reports: &[&RunReport]) -> String {
 pub fn of_sweep(sweep: &SweepReport) -> String {
     let mut body = format!("<h1>{}</h1>\n", escaped(&sweep.headline()));
     if let Some(first) = sweep.points.iter().find_map(|point| point.runs.first()) {
-        let _ = writeln!(body, "<p class=\"conditions\">{}</p>", conditions(first));
+        let _ = writeln!(
+            body,
+            "<p class=\"conditions\">{}</p>",
+            conditions(first, &["concurrency", "rate", "facts.tuning"])
+        );
     }
     if sweep.interrupted {
         body += "<p class=\"invalid\"><strong>Interrupted:</strong> what was measured until then is shown.</p>\n";

@@ -112,13 +112,16 @@ fn linear(least: f64, greatest: f64) -> Ruler {
 
 /// Every power of ten, and 2 and 5 between them where these are few.
 fn logarithmic(least: f64, greatest: f64) -> Ruler {
-    let (low, high) = (least.max(1e-3).log10().floor(), greatest.max(1e-3).log10().ceil());
-    let high = if high > low { high } else { low + 1.0 };
-    let factors: &[f64] = if high - low <= 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-    let powers = (low as i32..=high as i32).map(|power| 10f64.powi(power));
-    let ticks = powers.flat_map(|power| factors.iter().map(move |factor| power * factor));
-    let ticks = ticks.filter(|tick| tick.log10() <= high + 1e-9).map(|tick| (tick, label(tick))).collect();
-    Ruler { scale: Scale::Log, low, high, ticks }
+    let (least, greatest) = (least.max(1e-3), greatest.max(1e-3));
+    let (low, high) = (least.log10().floor() as i32, greatest.log10().ceil() as i32 + 1);
+    let factors: &[f64] = if high - low <= 5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+    let all = (low..=high).flat_map(|power| factors.iter().map(move |factor| 10f64.powi(power) * factor));
+    let all: Vec<f64> = all.collect();
+    // From the last that is not above the least to the first that is above the greatest.
+    let first = all.iter().rposition(|tick| *tick <= least * 1.000_001).unwrap_or(0);
+    let last = all.iter().position(|tick| *tick > greatest * 0.999_999).unwrap_or(all.len() - 1).max(first + 1);
+    let ticks: Vec<(f64, String)> = all[first..=last].iter().map(|tick| (*tick, label(*tick))).collect();
+    Ruler { scale: Scale::Log, low: all[first].log10(), high: all[last].log10(), ticks }
 }
 
 fn nines(greatest: f64) -> Ruler {
@@ -257,7 +260,7 @@ fn put_series(out: &mut String, colour: usize, series: &Series, place: impl Fn((
             "<circle class=\"mark c{colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"9\"/>\
              <text class=\"small\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">knee</text>",
             x,
-            y - 14.0
+            y - 13.0 - 11.0 * colour as f64
         );
     }
 }
@@ -271,7 +274,8 @@ mod tests {
         let names = |ruler: Ruler| ruler.ticks.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(" ");
         assert_eq!(names(linear(0.0, 48_000.0)), "0 10k 20k 30k 40k 50k");
         assert_eq!(names(linear(0.0, 1.1e6)), "0 200k 400k 600k 800k 1M 1.2M");
-        assert_eq!(names(logarithmic(30.0, 900.0)), "10 20 50 100 200 500 1k");
+        assert_eq!(names(logarithmic(30.0, 900.0)), "20 50 100 200 500 1k");
+        assert_eq!(names(logarithmic(2.0, 3e6)), "1 10 100 1k 10k 100k 1M 10M");
         assert_eq!(names(nines(99.95)), "0 50 90 99 99.9");
         assert_eq!(names(linear(0.0, 0.0)), names(linear(0.0, 1.0)), "nothing but zeros has an axis too");
         assert_eq!([0.25, 1000.0, 1234.0, 2.5e6].map(label).join(" "), "0.25 1k 1.234k 2.5M");
