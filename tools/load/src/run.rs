@@ -395,8 +395,8 @@ impl Keeper {
             }
         }
         if plan.keep.check {
-            // What a directory of the user holds, nobody knows here.
-            let fresh = matches!(&plan.source, Source::Local(local) if local.data.is_none());
+            // What a directory of the user holds, nobody knows here; nor does the history what was written before it began.
+            let fresh = matches!(&plan.source, Source::Local(local) if local.data.is_none()) && !plan.preloads;
             report.check = Some(check::CheckReport { recorded_s, ..check::judge(records, fresh) });
         }
         Ok(())

@@ -139,3 +139,32 @@ fn its_own_cluster_answers() {
     assert_eq!(json["config"]["cluster"]["nodes"], serde_json::json!(["1.1", "2.1"]));
     assert_eq!((&json["config"]["locality"], &json["zones"][1]["zone"]), (&0.9.into(), &2.into()));
 }
+
+/// What was written before the history began is no fault of the cluster, and a read-modify-write is two operations of it.
+#[test]
+fn a_preloaded_workload_can_be_judged() {
+    let (code, report, _) = run(
+        "run --workload f --zones 1 --nodes 1 --durability none --keys 50 --value-bytes uniform:16-40 --concurrency 4 \
+         --warmup 0s --duration 300ms --linearizability-check",
+    );
+    assert!(report.contains("rmw") && report.contains("ycsb-f"), "{report}");
+    assert_eq!(code, 0, "{report}");
+}
+
+#[test]
+fn pages_are_written_and_comparisons_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().display();
+    for name in ["a", "b"] {
+        let flags = format!(
+            "run --target null --zones 1 --concurrency 4 --warmup 0s --duration 200ms --json {at}/{name}.json --html {at}/{name}.html"
+        );
+        assert_eq!(run(&flags).0, 0);
+    }
+    let (code, table, _) = run(&format!("compare {at}/a.json {at}/b.json --html {at}/both.html"));
+    assert!(code == 0 && table.contains("throughput, 1/s"), "{table}");
+    for name in ["a", "both"] {
+        let page = fs::read_to_string(directory.path().join(format!("{name}.html"))).unwrap();
+        assert!(page.contains("</html>") && page.contains("<svg"), "{name}");
+    }
+}
