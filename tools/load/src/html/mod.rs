@@ -170,10 +170,12 @@ fn percentiles(curves: &[(&str, &[CurvePoint])]) -> Plot {
     }
 }
 
-/// Without the last one if the run ended in it.
+/// Without the last one of the cool-down if the load ended in it.
 fn whole_seconds(seconds: &[Second]) -> &[Second] {
     match seconds {
-        [rest @ .., before, last] if last.answered * 2 < before.answered => &seconds[..=rest.len()],
+        [rest @ .., before, last] if last.phase == Phase::CoolDown && last.answered * 2 < before.answered => {
+            &seconds[..=rest.len()]
+        }
         all => all,
     }
 }
@@ -210,7 +212,7 @@ fn over_time(report: &RunReport) -> String {
     let latency = plot(Axis { title: "response time, µs", scale: Scale::Log }, latency.to_vec());
     figure(
         "Throughput over time",
-        "Good answers in each second; a last second in which the run ended is left out.",
+        "Good answers in each second; one in which the load ended is left out behind the measured time.",
         &rate,
     ) + &figure("Latency over time", "Of the requests that were answered in each second.", &latency)
 }

@@ -228,13 +228,14 @@ impl Knee {
             "when throughput rose by less than 5% from one level to the next".to_owned()
         };
         format!(
-            "A tuning is behind its knee when the median p99 is above {bound_ms} ms, or {other}, or when no run was valid."
+            "A tuning is behind its knee when the median p99 is above {bound_ms} ms, or {other}, or when no more than half of its runs were valid."
         )
     }
 
     /// Whether a point is behind the knee, given the one before it.
     fn is_behind(&self, before: Option<&Point>, point: &Point) -> bool {
-        if !point.is_measured() || point.p99_us().0 > self.p99_bound.as_secs_f64() * 1e6 {
+        let valid = point.runs.iter().filter(|run| run.valid).count();
+        if valid * 2 <= point.runs.len() || point.p99_us().0 > self.p99_bound.as_secs_f64() * 1e6 {
             return true;
         }
         let rate = point.throughput().0;
