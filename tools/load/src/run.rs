@@ -1,7 +1,7 @@
 //! A whole run: reach the cluster, start the workers, gather what they count, make the report.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::LineWriter,
     num::NonZeroU64,
@@ -365,16 +365,19 @@ impl Keeper {
         Kept {
             samples: self.samples.map(|max| Samples::new(max, self.seed.wrapping_add(worker as u64))),
             recorder: self.ledger.as_ref().map(|ledger| Recorder::new(Arc::clone(ledger))),
+            complaints: Vec::new(),
         }
     }
 
     /// Once all workers have ended.
     fn finish(&self, kept: Vec<Kept>, report: &mut RunReport, plan: &Plan) -> Result<(), RunError> {
-        let (mut samples, mut records) = (Vec::new(), Vec::<Record>::new());
+        let (mut samples, mut records, mut complaints) = (Vec::new(), Vec::<Record>::new(), BTreeSet::new());
         for kept in kept {
+            complaints.extend(kept.complaints);
             samples.extend(kept.samples);
             records.extend(kept.recorder.into_iter().flat_map(Recorder::finish));
         }
+        report.notes.extend(complaints.into_iter().map(|said| format!("the server refused requests: {said}")));
         if let Some(path) = &plan.keep.latency {
             let (written, of) = samples::write(path, samples).map_err(file_error(path))?;
             if written < of {

@@ -205,6 +205,11 @@ pub trait Target {
     /// # Errors
     /// If no answer can come any more, on any lane.
     fn poll(&mut self, wait: Duration, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError>;
+
+    /// What servers said when they refused requests, in their own words; a few at most.
+    fn complaints(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The time that a worker goes by.

@@ -130,6 +130,8 @@ pub struct Kept {
     pub samples: Option<Samples>,
     /// What was asked and told.
     pub recorder: Option<Recorder>,
+    /// What servers said when they refused requests.
+    pub complaints: Vec<String>,
 }
 
 /// The two channels between a worker and the reporter: full intervals go out, used ones come back.
@@ -219,6 +221,7 @@ impl<T: Target, C: Clock> Worker<T, C> {
         self.book.hand_over();
         self.book.stop.last_ns.fetch_max(self.book.last_ns, Ordering::Relaxed);
         self.book.stop.last_good_ns.fetch_max(self.book.last_good_ns, Ordering::Relaxed);
+        self.book.kept.complaints = self.target.complaints();
         (outcome, self.book.kept)
     }
 

@@ -22,11 +22,12 @@ pub(super) struct Http {
     host: String,
     /// Bytes of a body that arrives in chunks.
     body: Vec<u8>,
+    complaint: Option<String>,
 }
 
 impl Http {
     pub(super) fn new(host: &str) -> Self {
-        Self { host: host.to_owned(), body: Vec::new() }
+        Self { host: host.to_owned(), body: Vec::new(), complaint: None }
     }
 }
 
@@ -61,6 +62,7 @@ impl Dialect for Http {
         if header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
             self.body.clear();
             let Some(bytes) = dechunk(rest, &mut self.body)? else { return Ok(0) };
+            complain(&mut self.complaint, code, &self.body);
             answered(answer_of(code, &self.body));
             return Ok(head + bytes);
         }
@@ -70,8 +72,22 @@ impl Dialect for Http {
             _ => return Err(nonsense(received)),
         };
         let Some(body) = rest.get(..length) else { return Ok(0) };
+        complain(&mut self.complaint, code, body);
         answered(answer_of(code, body));
         Ok(head + length)
+    }
+
+    fn start_over(&mut self) {}
+
+    fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
+    }
+}
+
+/// Keeps what was said with a code that is no success.
+fn complain(kept: &mut Option<String>, code: u16, body: &[u8]) {
+    if matches!(answer_of(code, body), Answer::Failed(_)) {
+        super::keep_complaint(kept, || format!("{code} {}", String::from_utf8_lossy(body).trim()).trim().to_owned());
     }
 }
 

@@ -3,8 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, ErrorKind as IoErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -20,20 +19,22 @@ use crate::{
     plan::{Foreign, Load, Plan, Speaks},
     target::{Answer, ClusterInfo, Driver, ErrorKind, Request, Target, TargetError},
 };
+use connection::{Connection, Lost};
 
+mod connection;
 mod http;
 mod resp;
 
-/// How long a connection has to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a connection that was lost is left alone before it is made again.
-const RECONNECT: Duration = Duration::from_millis(100);
 /// How often it is looked for requests that have waited too long, and for lost connections.
 const LOOK: Duration = Duration::from_millis(10);
-/// Asked for in one read.
-const READ_BYTES: usize = 64 << 10;
 /// The most connections of a client that has one for each request in flight.
 const CONNECTIONS_MAX: usize = 1024;
+/// The same in an open loop, where the most that may be in flight is far more than what usually is.
+const OPEN_CONNECTIONS_MAX: usize = 64;
+/// Of a refusal, so many characters are told.
+const COMPLAINT_CHARS: usize = 120;
+/// So many different refusals are told.
+const COMPLAINTS_MAX: usize = 4;
 
 /// What is said on a connection.
 pub(crate) trait Dialect: Send + std::fmt::Debug {
@@ -49,6 +50,19 @@ pub(crate) trait Dialect: Send + std::fmt::Debug {
     /// # Errors
     /// Says what was received instead of an answer.
     fn hear(&mut self, received: &[u8], answered: &mut dyn FnMut(Answer)) -> Result<usize, String>;
+
+    /// The connection is a new one: nothing was asked on it.
+    fn start_over(&mut self);
+
+    /// What the server said when it refused something for the first time.
+    fn complaint(&self) -> Option<&str>;
+}
+
+/// Keeps what a server said, if nothing is kept yet.
+fn keep_complaint(kept: &mut Option<String>, said: impl FnOnce() -> String) {
+    if kept.is_none() {
+        *kept = Some(said().chars().take(COMPLAINT_CHARS).collect());
+    }
 }
 
 /// Reaches a foreign system.
@@ -56,7 +70,10 @@ pub(crate) trait Dialect: Send + std::fmt::Debug {
 pub struct ForeignDriver {
     speaks: Speaks,
     addresses: Vec<(String, SocketAddr)>,
+    /// Of each client.
     connections: usize,
+    /// Requests that each of them has in flight before one has more.
+    share: usize,
     request_timeout: Duration,
     cluster: ClusterInfo,
 }
@@ -75,9 +92,10 @@ impl ForeignDriver {
         let clients = plan.threads * plan.clients_per_zone;
         let in_flight = match plan.load {
             Load::Closed { in_flight, .. } => in_flight.div_ceil(clients),
-            Load::Open { max_in_flight, .. } => max_in_flight.div_ceil(clients).min(64),
+            Load::Open { max_in_flight, .. } => max_in_flight.div_ceil(clients),
         };
         let usual = match foreign.speaks {
+            Speaks::Http if matches!(plan.load, Load::Open { .. }) => in_flight.clamp(1, OPEN_CONNECTIONS_MAX),
             Speaks::Http => in_flight.clamp(1, CONNECTIONS_MAX),
             Speaks::Resp { .. } => 1,
         };
@@ -93,7 +111,8 @@ impl ForeignDriver {
             ..ClusterInfo::default()
         };
         let connections = foreign.connections.unwrap_or(usual);
-        Ok(Self { speaks: foreign.speaks, addresses, connections, request_timeout: plan.request_timeout, cluster })
+        let (share, request_timeout) = (in_flight.div_ceil(connections).max(1), plan.request_timeout);
+        Ok(Self { speaks: foreign.speaks, addresses, connections, share, request_timeout, cluster })
     }
 
     fn dialect(&self, host: &str) -> Box<dyn Dialect> {
@@ -114,33 +133,29 @@ impl Driver for ForeignDriver {
     fn connect(&self, lanes: &[u8]) -> Result<ForeignTarget, TargetError> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|error| TargetError(format!("cannot wait for sockets: {error}")))?;
+        let count = lanes.len() * self.connections;
         let mut target = ForeignTarget {
             epoll,
-            events: Vec::new(),
-            connections: Vec::new(),
-            per_lane: self.connections,
+            events: Vec::with_capacity(count.min(1024)),
+            connections: Vec::with_capacity(count),
+            lanes: Vec::new(),
             dirty: Vec::new(),
             request_timeout: self.request_timeout,
+            now: Instant::now(),
             looked: Instant::now(),
         };
-        for number in 0..lanes.len() * self.connections {
+        for number in 0..count {
             let (host, address) = &self.addresses[number % self.addresses.len()];
-            let socket = dial(*address).map_err(|error| {
+            let connection = Connection::new(number / self.connections, *address, host, self.dialect(host));
+            target.connections.push(connection.map_err(|error| {
                 TargetError(format!("{host}: {error}: does a server listen there? --target names its address"))
-            })?;
-            target
-                .add(Connection::new(number / self.connections, *address, host.clone(), self.dialect(host)), socket)?;
+            })?);
+            target.watch(number)?;
         }
-        target.events.reserve(target.connections.len().min(1024));
+        let own = |lane: usize| lane * self.connections..(lane + 1) * self.connections;
+        target.lanes = (0..lanes.len()).map(|lane| Lane::new(own(lane), self.share)).collect();
         Ok(target)
     }
-}
-
-fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    socket.set_nodelay(true)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
 }
 
 /// The connections of one worker's clients.
@@ -148,181 +163,118 @@ pub struct ForeignTarget {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     connections: Vec<Connection>,
-    per_lane: usize,
+    lanes: Vec<Lane>,
     /// Connections with requests that have not been written.
     dirty: Vec<usize>,
     request_timeout: Duration,
+    /// When the last poll ended: requests are taken to be made then.
+    now: Instant,
     looked: Instant,
 }
 
-/// A connection, or one that was.
+/// Which of its connections a client makes its next request on.
+///
+/// Each connection has an equal share of the requests in flight, as a number of free places. So the next request goes where
+/// an answer came from, which keeps batches together, and finding the connection takes the same time however many there are.
 #[derive(Debug)]
-struct Connection {
-    lane: usize,
-    address: SocketAddr,
-    host: String,
-    dialect: Box<dyn Dialect>,
-    socket: Option<TcpStream>,
-    lost_at: Instant,
-    /// Tags of the requests that wait for an answer, with the time of asking, in that order.
-    waiting: VecDeque<(u64, Instant)>,
-    out: Vec<u8>,
-    written: usize,
-    received: Vec<u8>,
-    is_dirty: bool,
+struct Lane {
+    own: std::ops::Range<usize>,
+    /// A connection for each of its free places.
+    free: VecDeque<usize>,
+    /// The connection whose turn it is when there is no place free.
+    turn: usize,
 }
 
-impl Connection {
-    fn new(lane: usize, address: SocketAddr, host: String, dialect: Box<dyn Dialect>) -> Self {
-        Self {
-            lane,
-            address,
-            host,
-            dialect,
-            socket: None,
-            lost_at: Instant::now(),
-            waiting: VecDeque::new(),
-            out: Vec::new(),
-            written: 0,
-            received: Vec::new(),
-            is_dirty: false,
-        }
+impl Lane {
+    fn new(own: std::ops::Range<usize>, share: usize) -> Self {
+        let free = (0..share).flat_map(|_| own.clone()).collect();
+        Self { turn: own.start, own, free }
     }
 
-    /// Writes what there is, as far as the socket takes it.
-    fn write(&mut self) -> io::Result<()> {
-        let Some(socket) = &mut self.socket else { return Ok(()) };
-        while self.written < self.out.len() {
-            match socket.write(&self.out[self.written..]) {
-                Ok(0) => return Err(IoErrorKind::WriteZero.into()),
-                Ok(bytes) => self.written += bytes,
-                Err(error) if error.kind() == IoErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == IoErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+    /// The connection for the next request, if any is up.
+    fn choose(&mut self, connections: &mut [Connection]) -> Option<usize> {
+        // Places on connections that are down go to the end; each is looked at once.
+        for _ in 0..self.free.len().min(2 * self.own.len()) {
+            let number = self.free.pop_front()?;
+            if connections[number].is_up() {
+                return Some(number);
+            }
+            self.free.push_back(number);
+        }
+        for _ in self.own.clone() {
+            let number = self.turn;
+            self.turn = if number + 1 == self.own.end { self.own.start } else { number + 1 };
+            if connections[number].is_up() {
+                connections[number].beyond_share += 1;
+                return Some(number);
             }
         }
-        self.out.clear();
-        self.written = 0;
-        Ok(())
+        None
     }
 
-    /// Reads what there is and passes answers on.
-    fn read(&mut self, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), Lost> {
-        loop {
-            let Some(socket) = &mut self.socket else { return Ok(()) };
-            let filled = self.received.len();
-            self.received.resize(filled + READ_BYTES, 0);
-            let read = socket.read(&mut self.received[filled..]);
-            self.received.truncate(filled + *read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(0) => return Err(Lost::Closed),
-                Ok(bytes) => {
-                    self.hear(answered)?;
-                    if bytes < READ_BYTES {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == IoErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == IoErrorKind::Interrupted => {}
-                Err(_) => return Err(Lost::Closed),
-            }
-        }
+    /// So many requests on a connection have ended.
+    fn give_back(&mut self, number: usize, connection: &mut Connection, ended: usize) {
+        let beyond = connection.beyond_share.min(ended);
+        connection.beyond_share -= beyond;
+        self.free.extend(std::iter::repeat_n(number, ended - beyond));
     }
-
-    fn hear(&mut self, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), Lost> {
-        let (mut taken, lane) = (0, self.lane);
-        while taken < self.received.len() {
-            let (waiting, mut unasked) = (&mut self.waiting, false);
-            let heard = self.dialect.hear(&self.received[taken..], &mut |answer| match waiting.pop_front() {
-                Some((tag, _)) => answered(lane, tag, answer),
-                None => unasked = true,
-            });
-            match heard {
-                Ok(0) => break,
-                Ok(bytes) => taken += bytes,
-                Err(problem) => return Err(Lost::Nonsense(format!("{}: {problem}", self.host))),
-            }
-            if unasked {
-                return Err(Lost::Nonsense(format!("{}: it answers more often than it is asked", self.host)));
-            }
-        }
-        self.received.drain(..taken);
-        Ok(())
-    }
-
-    /// Every request on it has failed; it is made again later.
-    fn lose(&mut self, answered: &mut dyn FnMut(usize, u64, Answer), error: ErrorKind) {
-        self.socket = None;
-        self.lost_at = Instant::now();
-        (self.out, self.written, self.received) = (Vec::new(), 0, Vec::new());
-        for (tag, _) in self.waiting.drain(..) {
-            answered(self.lane, tag, Answer::Failed(error));
-        }
-    }
-}
-
-/// Why a connection is over.
-enum Lost {
-    Closed,
-    /// The other side does not speak what it should.
-    Nonsense(String),
 }
 
 impl ForeignTarget {
-    fn add(&mut self, mut connection: Connection, socket: TcpStream) -> Result<(), TargetError> {
-        self.watch(self.connections.len(), &socket)?;
-        connection.socket = Some(socket);
-        self.connections.push(connection);
-        Ok(())
-    }
-
-    fn watch(&self, number: usize, socket: &TcpStream) -> Result<(), TargetError> {
+    fn watch(&self, number: usize) -> Result<(), TargetError> {
+        let Some(socket) = self.connections[number].socket() else { return Ok(()) };
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&self.epoll, socket, epoll::EventData::new_u64(number as u64), events)
             .map_err(|error| TargetError(format!("cannot wait for sockets: {error}")))
     }
 
+    /// Does something with a connection, which may end requests or the connection.
+    fn attend(
+        &mut self,
+        number: usize,
+        answered: &mut dyn FnMut(usize, u64, Answer),
+        what: impl FnOnce(&mut Connection, &mut dyn FnMut(usize, u64, Answer)) -> Result<(), Lost>,
+    ) -> Result<(), TargetError> {
+        let connection = &mut self.connections[number];
+        let before = connection.waiting();
+        let nonsense = match what(connection, answered) {
+            Ok(()) => None,
+            Err(Lost::Closed) => {
+                connection.lose(answered, ErrorKind::Disconnected);
+                None
+            }
+            Err(Lost::Nonsense(problem)) => Some(TargetError(problem)),
+        };
+        let ended = before - connection.waiting();
+        self.lanes[connection.lane].give_back(number, connection, ended);
+        nonsense.map_or(Ok(()), Err)
+    }
+
     /// Gives up what has waited too long, and makes lost connections again. An answer that comes later would be taken for
     /// that to another request, so the connection goes too.
     fn look_after(&mut self, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError> {
-        self.looked = Instant::now();
+        (self.now, self.looked) = (Instant::now(), Instant::now());
+        let (now, timeout) = (self.now, self.request_timeout);
         for number in 0..self.connections.len() {
-            let connection = &mut self.connections[number];
-            if connection.waiting.front().is_some_and(|(_, asked)| asked.elapsed() > self.request_timeout) {
-                connection.lose(answered, ErrorKind::TimeoutMaybeDone);
+            if self.connections[number].is_overdue(now, timeout) {
+                self.attend(number, answered, |connection, answered| {
+                    connection.lose(answered, ErrorKind::TimeoutMaybeDone);
+                    Ok(())
+                })?;
             }
-            if connection.socket.is_some() || connection.lost_at.elapsed() < RECONNECT {
-                continue;
-            }
-            connection.lost_at = Instant::now();
-            if let Ok(socket) = dial(connection.address) {
-                self.watch(number, &socket)?;
-                self.connections[number].socket = Some(socket);
+            if self.connections[number].look_after(now) {
+                self.watch(number)?;
             }
         }
         Ok(())
-    }
-
-    fn write_dirty(&mut self, answered: &mut dyn FnMut(usize, u64, Answer)) {
-        for number in self.dirty.drain(..) {
-            let connection = &mut self.connections[number];
-            connection.is_dirty = false;
-            connection.dialect.end_batch(&mut connection.out);
-            if connection.write().is_err() {
-                connection.lose(answered, ErrorKind::Disconnected);
-            }
-        }
     }
 }
 
 impl Target for ForeignTarget {
     fn submit(&mut self, lane: usize, request: Request<'_>, tag: u64) -> Result<(), ErrorKind> {
-        let own = lane * self.per_lane..(lane + 1) * self.per_lane;
-        let up = own.filter(|number| self.connections[*number].socket.is_some());
-        let number = up.min_by_key(|number| self.connections[*number].waiting.len()).ok_or(ErrorKind::NotTaken)?;
+        let number = self.lanes[lane].choose(&mut self.connections).ok_or(ErrorKind::NotTaken)?;
         let connection = &mut self.connections[number];
-        connection.dialect.ask(&request, &mut connection.out);
-        connection.waiting.push_back((tag, Instant::now()));
+        connection.ask(&request, tag, self.now);
         if !std::mem::replace(&mut connection.is_dirty, true) {
             self.dirty.push(number);
         }
@@ -330,7 +282,9 @@ impl Target for ForeignTarget {
     }
 
     fn poll(&mut self, wait: Duration, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError> {
-        self.write_dirty(answered);
+        while let Some(number) = self.dirty.pop() {
+            self.attend(number, answered, |connection, _| connection.flush())?;
+        }
         if self.looked.elapsed() >= LOOK {
             self.look_after(answered)?;
         }
@@ -341,20 +295,22 @@ impl Target for ForeignTarget {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(TargetError(format!("cannot wait for sockets: {error}"))),
         }
+        self.now = Instant::now();
         for event in 0..self.events.len() {
             let number = self.events[event].data.u64() as usize;
-            let connection = &mut self.connections[number];
-            let lost = match connection.write() {
-                Ok(()) => connection.read(answered).err(),
-                Err(_) => Some(Lost::Closed),
-            };
-            match lost {
-                None => {}
-                Some(Lost::Closed) => connection.lose(answered, ErrorKind::Disconnected),
-                Some(Lost::Nonsense(problem)) => return Err(TargetError(problem)),
-            }
+            self.attend(number, answered, Connection::on_ready)?;
         }
         Ok(())
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        let mut said: Vec<String> = Vec::new();
+        for complaint in self.connections.iter().filter_map(Connection::complaint) {
+            if said.len() < COMPLAINTS_MAX && !said.iter().any(|known| known == complaint) {
+                said.push(complaint.to_owned());
+            }
+        }
+        said
     }
 }
 

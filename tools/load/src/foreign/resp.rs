@@ -30,8 +30,9 @@ pub(super) struct Resp {
     asked: VecDeque<Asked>,
     /// Whether there was a write since the last `WAIT`.
     wrote: bool,
-    /// Answers that come behind one that waits for its `WAIT`: they are told in the order of asking.
+    /// Answers to writes that wait for their `WAIT`, and those that come behind them: they are told in the order of asking.
     held: Vec<Held>,
+    complaint: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +43,14 @@ struct Held {
 
 impl Resp {
     pub(super) fn new(wait: u32) -> Self {
-        Self { wait, asked: VecDeque::new(), wrote: false, held: Vec::new() }
+        Self { wait, asked: VecDeque::new(), wrote: false, held: Vec::new(), complaint: None }
     }
 
     fn take(&mut self, reply: Reply<'_>, answered: &mut dyn FnMut(Answer)) -> Result<(), String> {
         let asked = self.asked.pop_front().ok_or("it answers more often than it is asked")?;
+        if let Reply::Error(text) = reply {
+            super::keep_complaint(&mut self.complaint, || text.to_owned());
+        }
         let answer = match (asked, reply) {
             (_, Reply::Error(text)) if asked != Asked::Wait => Answer::Failed(kind_of(text)),
             (Asked::Get, Reply::Bulk(value)) => {
@@ -54,7 +58,7 @@ impl Resp {
             }
             (Asked::Get, Reply::Null) => Answer::Done(Seen::only(Status::NotFound)),
             (Asked::Set, Reply::Simple(_)) => Answer::Done(Seen::only(Status::Ok)),
-            (Asked::Wait, reply) => {
+            (Asked::Wait, Reply::Integer(_) | Reply::Error(_)) => {
                 let enough = matches!(reply, Reply::Integer(count) if count >= i64::from(self.wait));
                 for Held { answer, is_write } in self.held.drain(..) {
                     let failed = is_write && !enough && matches!(answer, Answer::Done(_));
@@ -64,10 +68,11 @@ impl Resp {
             }
             (asked, reply) => return Err(format!("it answers a {asked:?} with {reply:?}")),
         };
-        if self.wait == 0 {
+        let is_write = asked == Asked::Set;
+        if self.wait == 0 || (!is_write && self.held.is_empty()) {
             answered(answer);
         } else {
-            self.held.push(Held { answer, is_write: asked == Asked::Set });
+            self.held.push(Held { answer, is_write });
         }
         Ok(())
     }
@@ -86,9 +91,9 @@ impl Dialect for Resp {
                 put_bulk(out, request.key);
                 put_bulk(out, value);
                 self.asked.push_back(Asked::Set);
+                self.wrote = true;
             }
         }
-        self.wrote = true;
     }
 
     fn end_batch(&mut self, out: &mut Vec<u8>) {
@@ -104,6 +109,16 @@ impl Dialect for Resp {
         let Some((reply, bytes)) = parse(received)? else { return Ok(0) };
         self.take(reply, answered)?;
         Ok(bytes)
+    }
+
+    fn start_over(&mut self) {
+        self.asked.clear();
+        self.held.clear();
+        self.wrote = false;
+    }
+
+    fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
     }
 }
 
@@ -271,6 +286,20 @@ mod tests {
             assert_eq!(matches!(answers[0], Answer::Done(_)), enough);
             assert!(matches!(answers[1], Answer::Done(seen) if seen.status == Status::NotFound), "a read is a read");
         }
+        let (mut resp, mut out) = (Resp::new(2), Vec::new());
+        resp.ask(&READ, &mut out);
+        resp.end_batch(&mut out);
+        assert!(!out.windows(4).any(|word| word == b"WAIT"), "there is nothing to wait for");
+        assert_eq!(heard(&mut resp, b"$-1\r\n", 1000).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_a_server_says_when_it_refuses_is_kept() {
+        let (mut resp, mut out) = (Resp::new(0), Vec::new());
+        resp.ask(&READ, &mut out);
+        resp.ask(&READ, &mut out);
+        heard(&mut resp, b"-NOAUTH Authentication required.\r\n-ERR other\r\n", 1000).unwrap();
+        assert_eq!(resp.complaint(), Some("NOAUTH Authentication required."));
     }
 
     #[test]

@@ -344,7 +344,7 @@ fn a_throttled_loop_asks_no_faster_than_allowed_and_lanes_take_turns() {
 fn what_is_kept_of_single_requests_is_what_was_measured() {
     let ledger = Arc::new(Ledger::new(5000));
     let samples = Some(crate::samples::Samples::new(100_000, 1));
-    let kept = Kept { samples, recorder: Some(Recorder::new(Arc::clone(&ledger))) };
+    let kept = Kept { samples, recorder: Some(Recorder::new(Arc::clone(&ledger))), ..Kept::default() };
     let window = Window { start_ns: 2 * S, end_ns: 12 * S };
     // Those called between 7 s and 8 s are never answered.
     let answer = |now: u64| Some(if (7 * S..8 * S).contains(&now) { 10_000 * S } else { now + MS });
