@@ -60,15 +60,39 @@ pub struct CheckArgs {
 }
 
 /// The flags of `compare`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct CompareArgs {
-    /// Files written by `run --json`, or a sweep.json, of which the runs at the knees are taken; the first is what
-    /// the others are compared with
-    #[arg(required = true, num_args = 1.., value_name = "FILE")]
+    /// Files written by `run --json`, of which those with the same settings are repeats of one thing; or a sweep.json,
+    /// of which the runs at the knees are taken. The first is what the others are compared with
+    #[arg(required_unless_present = "labels", value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// Take these runs as repeats of one thing, whatever their settings, and call it NAME; they come before the other
+    /// files
+    #[arg(long = "label", value_name = "NAME=FILE,FILE", value_parser = parse_label)]
+    pub labels: Vec<Label>,
     /// Write the comparison as a page to this file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// Runs that are taken as repeats of one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// What it is called.
+    pub name: String,
+    /// The files; at least one.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads `name=a.json,b.json`.
+fn parse_label(text: &str) -> Result<Label, String> {
+    let wrong = || format!("'{text}' is no label: expected a name and files, as in before=a1.json,a2.json");
+    let (name, files) = text.split_once('=').ok_or_else(wrong)?;
+    let files: Vec<PathBuf> = files.split(',').map(PathBuf::from).collect();
+    if name.trim().is_empty() || files.iter().any(|file| file.as_os_str().is_empty()) {
+        return Err(wrong());
+    }
+    Ok(Label { name: name.trim().to_owned(), files })
 }
 
 /// The flags of `sweep`: those of `run`, and how it goes on.
@@ -87,7 +111,7 @@ pub struct SweepArgs {
     /// A tuning whose median p99 is above this is behind its knee [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Sweep")]
     pub p99_bound: Option<Duration>,
-    /// Directory for the runs, sweep.json and sweep.html; made if it is not there [default: sweep]
+    /// Directory for every run with its interval log, sweep.json and sweep.html; made if it is not there [default: sweep]
     #[arg(long, value_name = "DIR", default_value = "sweep", hide_default_value = true, help_heading = "Sweep")]
     pub out: PathBuf,
     /// What all runs have in common.

@@ -13,14 +13,14 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use wpaxos_load::{
     args::{CheckArgs, Cli, Command, CompareArgs, RunArgs, SweepArgs},
     check::{Verdict, judge},
-    compare,
+    compare::{self, CompareError},
     history::read_csv,
     html,
     json::{ReportFileError, RunReport},
     plan::Plan,
     report::{grouped, render},
     run::execute,
-    sweep::{SweepError, sweep},
+    sweep::{Point, SweepError, sweep},
 };
 
 /// The run could not be made.
@@ -92,7 +92,10 @@ fn interruption() -> Result<Arc<AtomicBool>, (u8, String)> {
 
 fn side_by_side(args: &CompareArgs) -> Result<u8, (u8, String)> {
     let failed = |error: ReportFileError| (FAILED, error.to_string());
-    let comparison = compare::load(&args.files).map_err(failed)?;
+    let comparison = compare::load(args).map_err(|error| match error {
+        CompareError::Usage(_) => (USAGE, error.to_string()),
+        CompareError::File(_) => (FAILED, error.to_string()),
+    })?;
     println!("{}", comparison.text());
     if let Some(path) = &args.html {
         html::save(&html::of_comparison(&comparison), path).map_err(failed)?;
@@ -103,11 +106,12 @@ fn side_by_side(args: &CompareArgs) -> Result<u8, (u8, String)> {
 fn climb(args: &SweepArgs) -> Result<u8, (u8, String)> {
     let report = sweep(args, &*interruption()?).map_err(|error| match error {
         SweepError::Plan(_) => (USAGE, error.to_string()),
-        SweepError::File(_) | SweepError::Other(_) => (FAILED, error.to_string()),
+        SweepError::File(_) | SweepError::Out { .. } => (FAILED, error.to_string()),
     })?;
     println!("{}\n\n{}\n", report.headline(), report.text());
     println!("Saved in {}: sweep.html, sweep.json and every run", args.out.display());
-    Ok(if report.interrupted { NOT_VALID } else { 0 })
+    let is_sound = report.points.iter().any(Point::is_sound);
+    Ok(if report.interrupted || !is_sound { NOT_VALID } else { 0 })
 }
 
 /// The worse, the higher.

@@ -150,6 +150,23 @@ pub fn micros(time: f64) -> String {
     if time < 100.0 { format!("{time:.1}") } else { grouped(time.round() as u64) }
 }
 
+/// A time in microseconds with the unit that suits it, and three digits at most.
+pub fn span(time_us: f64) -> String {
+    let (scaled, unit) = match time_us.abs() {
+        999_500.0.. => (time_us / 1e6, "s"),
+        999.5.. => (time_us / 1e3, "ms"),
+        _ => (time_us, "µs"),
+    };
+    let decimals = match scaled.abs() {
+        99.95.. => 0,
+        9.995.. => 1,
+        _ => 2,
+    };
+    let text = format!("{scaled:.decimals$}");
+    let text = if decimals > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text} {unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -197,5 +214,8 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([0.0, 41.47, 1234.6].map(micros), ["0.0", "41.5", "1,235"]);
+        assert_eq!([0.0, 0.5, 41.47, 999.4].map(span), ["0 µs", "0.5 µs", "41.5 µs", "999 µs"]);
+        assert_eq!([999.6, 1500.0, 20_000.0, 123_456.0].map(span), ["1 ms", "1.5 ms", "20 ms", "123 ms"]);
+        assert_eq!([999_700.0, 12_340_000.0].map(span), ["1 s", "12.3 s"]);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Throughputs and percentiles of a few runs follow no distribution that anybody knows, so the test is one of ranks: the
 //! Mann-Whitney test, exact for up to [`EXACT_MAX`] runs in all, two-sided. How large a difference is, is the median of all
-//! ratios between a run of the one and a run of the other (Hodges and Lehmann's estimate).
+//! ratios between a run of the one and a run of the other (Hodges and Lehmann's estimate), and the interval around it holds
+//! exactly those ratios that the same test would not reject: it leaves out 1 where the difference is real, and only there.
 
 /// A difference that chance alone makes in fewer than one of twenty comparisons counts as real.
 pub const LEVEL: f64 = 0.05;
@@ -33,6 +34,8 @@ pub struct Difference {
     pub ratio: f64,
     /// How often chance alone would make a difference as large as this.
     pub p: f64,
+    /// Where the true ratio lies with a confidence of at least 95%; `None` where there are too few runs to say.
+    pub interval: Option<(f64, f64)>,
     /// The verdict.
     pub verdict: Verdict,
 }
@@ -46,40 +49,77 @@ pub enum Verdict {
     Noise,
     /// With so few runs no difference, however large, could be told from chance.
     TooFew,
+    /// There is but one run on a side: nobody knows how much it would differ from the next.
+    Single,
 }
 
 impl Difference {
     /// Between the runs of `from` and those of `to`.
     pub fn between(from: &[f64], to: &[f64]) -> Self {
-        let ratios: Vec<f64> =
+        let mut ratios: Vec<f64> =
             from.iter().filter(|from| **from != 0.0).flat_map(|from| to.iter().map(move |to| to / from)).collect();
+        ratios.sort_by(f64::total_cmp);
         let p = mann_whitney(from, to);
-        let verdict = if least_p(from.len(), to.len()) > LEVEL {
+        let verdict = if from.len().min(to.len()) < 2 {
+            Verdict::Single
+        } else if least_p(from.len(), to.len()) > LEVEL {
             Verdict::TooFew
         } else if p <= LEVEL {
             Verdict::Real
         } else {
             Verdict::Noise
         };
-        Self { ratio: if ratios.is_empty() { 1.0 } else { median(&ratios) }, p, verdict }
+        let whole = ratios.len() == from.len() * to.len();
+        let outside = if whole { outside(from.len(), to.len()) } else { 0 };
+        let interval = (outside > 0).then(|| (ratios[outside - 1], ratios[ratios.len() - outside]));
+        Self { ratio: if ratios.is_empty() { 1.0 } else { median(&ratios) }, p, interval, verdict }
     }
 
-    /// For people, after the percentage.
+    /// For people: how much more or less, between what and what, and whether that is real.
     pub fn text(&self) -> String {
-        match self.verdict {
-            Verdict::Real => format!("{:+.1}%, real (p = {})", self.percent(), p_text(self.p)),
-            Verdict::Noise => format!("{:+.1}%, may be chance (p = {})", self.percent(), p_text(self.p)),
-            Verdict::TooFew => format!("{:+.1}%, too few runs to tell", self.percent()),
+        format!("{}, {}", self.size(), self.judgement())
+    }
+
+    /// How much more or less, in percent, and between what and what.
+    pub fn size(&self) -> String {
+        let percent = |ratio: f64| format!("{:+.1}%", (ratio - 1.0) * 100.0);
+        match self.interval {
+            Some((low, high)) => format!("{} [{} to {}]", percent(self.ratio), percent(low), percent(high)),
+            None => percent(self.ratio),
         }
     }
 
-    fn percent(&self) -> f64 {
-        (self.ratio - 1.0) * 100.0
+    /// Whether it is real.
+    pub fn judgement(&self) -> String {
+        match self.verdict {
+            Verdict::Real => format!("real (p = {})", p_text(self.p)),
+            Verdict::Noise => format!("may be chance (p = {})", p_text(self.p)),
+            Verdict::TooFew => "too few runs to tell".to_owned(),
+            Verdict::Single => "no significance: a single run".to_owned(),
+        }
     }
 }
 
 fn p_text(p: f64) -> String {
     if p < 0.001 { "less than 0.001".to_owned() } else { format!("{p:.3}") }
+}
+
+/// How many of the sorted ratios lie outside of the interval at each end: the number of values of U that the test rejects.
+fn outside(from: usize, to: usize) -> usize {
+    let pairs = from * to;
+    if from + to > EXACT_MAX {
+        let deviation = (pairs as f64 * (from + to + 1) as f64 / 12.0).sqrt();
+        return (pairs as f64 / 2.0 - 1.96 * deviation).max(0.0) as usize;
+    }
+    let ranks: Vec<usize> = (1..=from + to).collect();
+    let ways = ways(&ranks, from);
+    let (all, least) = (ways.iter().sum::<f64>(), from * (from + 1) / 2);
+    let mut below = 0.0;
+    let rejected = ways[least..].iter().take(pairs).take_while(|ways| {
+        below += **ways;
+        below / all <= LEVEL / 2.0
+    });
+    rejected.count()
 }
 
 /// The smallest p that so many runs can have: that of two sets of which each run of one is above every run of the other.
@@ -113,8 +153,15 @@ pub fn mann_whitney(from: &[f64], to: &[f64]) -> f64 {
 
 /// The share of all choices of `count` ranks whose sum is at least so far from the mean.
 fn exact(ranks: &[usize], count: usize, mean: f64, far: f64) -> f64 {
+    let ways = ways(ranks, count);
+    let all: f64 = ways.iter().sum();
+    let extreme = ways.iter().enumerate().filter(|(sum, _)| (*sum as f64 - mean).abs() >= far - 1e-9);
+    extreme.map(|(_, ways)| ways).sum::<f64>() / all
+}
+
+/// How many choices of `count` ranks have each sum.
+fn ways(ranks: &[usize], count: usize) -> Vec<f64> {
     let most: usize = ranks.iter().sum();
-    // How many choices of so many ranks have this sum.
     let mut ways = vec![vec![0.0f64; most + 1]; count + 1];
     ways[0][0] = 1.0;
     for rank in ranks {
@@ -124,9 +171,7 @@ fn exact(ranks: &[usize], count: usize, mean: f64, far: f64) -> f64 {
             }
         }
     }
-    let all: f64 = ways[count].iter().sum();
-    let extreme = ways[count].iter().enumerate().filter(|(sum, _)| (*sum as f64 - mean).abs() >= far - 1e-9);
-    extreme.map(|(_, ways)| ways).sum::<f64>() / all
+    ways.swap_remove(count)
 }
 
 fn approximate(ranks: &[usize], count: usize, far: f64) -> f64 {
@@ -187,6 +232,41 @@ mod tests {
         assert!((told.ratio - 1.5).abs() < 0.02 && told.text().starts_with("+5") && told.text().contains("real"));
         assert_eq!(Difference::between(&from, &[101.0, 100.5, 98.5, 99.5, 102.5]).verdict, Verdict::Noise);
         assert_eq!(Difference::between(&from[..3], &faster[..3]).verdict, Verdict::TooFew);
+        assert_eq!(Difference::between(&from[..1], &faster).verdict, Verdict::Single);
         assert_eq!(Difference::between(&[0.0], &[1.0]).ratio, 1.0, "nothing is a multiple of 0");
+    }
+
+    /// Critical values of U at 5%, two-sided, as in every table of the test: so many and fewer are rejected.
+    #[test]
+    fn as_many_ratios_lie_outside_as_the_tables_say() {
+        for (from, to, critical) in
+            [(4, 4, 0), (4, 5, 1), (5, 5, 2), (5, 6, 3), (6, 6, 5), (7, 7, 8), (8, 8, 13), (10, 10, 23), (20, 20, 127)]
+        {
+            assert_eq!((outside(from, to), outside(to, from)), (critical + 1, critical + 1), "{from} and {to}");
+        }
+        assert_eq!((outside(3, 3), outside(1, 20), outside(1, 1), outside(0, 5)), (0, 0, 0, 0), "no U is rejected");
+        assert_eq!(
+            outside(21, 21),
+            142,
+            "the exact count is 143: many runs are judged as few are, or a little stricter"
+        );
+    }
+
+    /// The test and the interval are two sides of the same thing.
+    #[test]
+    fn the_interval_leaves_out_1_where_the_difference_is_real_and_only_there() {
+        let from = [100.0, 104.0, 98.0, 101.0, 99.0];
+        let (mut real, mut noise) = (0, 0);
+        for step in 0..60 {
+            let to = from.map(|value| value * 1.003 + f64::from(step) * 0.173 - 4.07);
+            let told = Difference::between(&from, &to);
+            let (low, high) = told.interval.unwrap();
+            assert!(low <= told.ratio && told.ratio <= high, "{told:?}");
+            let outside = low > 1.0 || high < 1.0;
+            assert_eq!(outside, told.verdict == Verdict::Real, "{told:?}");
+            if outside { real += 1 } else { noise += 1 }
+        }
+        assert!(real > 5 && noise > 5, "both occur: {real} {noise}");
+        assert_eq!(Difference::between(&from[..3], &from[..3]).interval, None);
     }
 }

@@ -1,24 +1,25 @@
-//! Reports as pages that stand alone: one file, no script, nothing loaded from anywhere; fit for a screen, light or dark, and
-//! for paper.
+//! Reports as pages that stand alone: one file, nothing loaded from anywhere, complete without its few lines of script, which
+//! only tell what the pointer is at; fit for a screen, light or dark, and for paper.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use crate::{
-    compare::{Comparison, differences, flat_settings},
-    json::{CurvePoint, Phase, ReportFileError, RunReport, Second},
-    report::{grouped, micros},
-    sweep::SweepReport,
+    compare::{differences, flat_settings},
+    json::{ReportFileError, RunReport},
 };
 
+mod charts;
+mod comparison;
 mod plot;
+mod run;
+mod sweep;
 
-use plot::{Axis, Plot, Scale, Series, label};
+pub use comparison::of_comparison;
+pub use run::of_run;
+pub use sweep::of_sweep;
 
 const STYLE: &str = include_str!("style.css");
-/// What is faster than this is not drawn: it would only make the axis longer.
-const LEAST_US: f64 = 1.0;
-/// The end of the axis of percentiles: five nines.
-const LAST_PERCENTILE: f64 = 99.999;
+const SCRIPT: &str = include_str!("script.js");
 
 /// Text that cannot be taken for markup.
 pub(crate) fn escaped(text: &str) -> String {
@@ -45,319 +46,189 @@ pub fn save(page: &str, path: &Path) -> Result<(), ReportFileError> {
     fs::write(path, page).map_err(|error| ReportFileError::Io { what: "write", file, error })
 }
 
-fn page(title: &str, body: &str) -> String {
+/// A page: what it is, what came of it, and the rest.
+fn page(kind: &str, headline: &str, body: &str) -> String {
+    let (kind, headline, version) = (escaped(kind), escaped(headline), env!("CARGO_PKG_VERSION"));
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style></head>\n<body><main>\n{body}\
-         <footer>wpaxos-load {}</footer>\n</main></body></html>\n",
-        env!("CARGO_PKG_VERSION"),
-        title = escaped(title),
+         <title>{headline}</title>\n<style>\n{STYLE}</style></head>\n<body><main>\n\
+         <p class=\"eyebrow\">{kind}</p>\n<h1>{headline}</h1>\n{body}\
+         <footer>wpaxos-load {version}</footer>\n</main>\n<script>\n{SCRIPT}</script>\n</body></html>\n"
     )
 }
 
-fn figure(title: &str, caption: &str, plot: &Plot) -> String {
-    format!("<figure><h2>{title}</h2>\n{}<figcaption>{caption}</figcaption></figure>\n", plot.svg())
+/// A drawing with its title, and what must be known to read it.
+fn figure(title: &str, caption: &str, svg: &str) -> String {
+    format!(
+        "<figure><h2>{}</h2>\n<div class=\"wide\">{svg}</div><figcaption>{}</figcaption></figure>\n",
+        escaped(title),
+        escaped(caption)
+    )
 }
 
-/// A table; the first row is its head, the first column names the others.
-fn table(rows: &[Vec<String>]) -> String {
-    let mut out = String::from("<div class=\"wide\"><table>\n");
-    for (number, row) in rows.iter().enumerate() {
-        let cell = |(column, text): (usize, &String)| match (number, column) {
-            (0, _) => format!("<th scope=\"col\">{}</th>", escaped(text)),
-            (_, 0) => format!("<th scope=\"row\">{}</th>", escaped(text)),
-            _ => format!("<td>{}</td>", escaped(text)),
+/// Whether what follows may be quoted.
+fn banner(is_good: bool, verdict: &str, text: &str, items: &[String]) -> String {
+    let class = if is_good { "banner" } else { "banner bad" };
+    let list: String = items.iter().map(|item| format!("<li>{}</li>", escaped(item))).collect();
+    let list = if list.is_empty() { list } else { format!("<ul>{list}</ul>") };
+    format!("<div class=\"{class}\"><strong>{}</strong> {}{list}</div>\n", escaped(verdict), escaped(text))
+}
+
+/// Figures to be seen first, each with its name.
+fn tiles(all: &[(&str, String)]) -> String {
+    let tile = |(name, value): &(&str, String)| {
+        format!("<div class=\"tile\"><dt>{}</dt><dd>{}</dd></div>", escaped(name), escaped(value))
+    };
+    format!("<dl class=\"tiles\">{}</dl>\n", all.iter().map(tile).collect::<String>())
+}
+
+fn note(text: &str) -> String {
+    format!("<p class=\"note\">{}</p>\n", escaped(text))
+}
+
+/// A table of text; the first row is its head, the first column names the others. Rows that `is_marked` are set off.
+fn table(class: &str, rows: &[Vec<String>], is_marked: impl Fn(&[String]) -> bool) -> String {
+    let rows = rows.iter().map(|row| (is_marked(row), row.iter().map(|text| escaped(text)).collect()));
+    table_of_markup(class, &rows.collect::<Vec<_>>())
+}
+
+/// As [`table`], of cells that are markup already.
+fn table_of_markup(class: &str, rows: &[(bool, Vec<String>)]) -> String {
+    let mut out = format!("<div class=\"wide\"><table class=\"{class}\">\n");
+    for (number, (is_marked, row)) in rows.iter().enumerate() {
+        let cell = |(column, markup): (usize, &String)| match (number, column) {
+            (0, _) => format!("<th scope=\"col\">{markup}</th>"),
+            (_, 0) => format!("<th scope=\"row\">{markup}</th>"),
+            _ => format!("<td>{markup}</td>"),
         };
-        let _ = writeln!(out, "<tr>{}</tr>", row.iter().enumerate().map(cell).collect::<String>());
+        let cells: String = row.iter().enumerate().map(cell).collect();
+        let _ = match number {
+            0 => writeln!(out, "<thead><tr>{cells}</tr></thead><tbody>"),
+            _ if *is_marked => writeln!(out, "<tr class=\"knee\">{cells}</tr>"),
+            _ => writeln!(out, "<tr>{cells}</tr>"),
+        };
     }
-    out + "</table></div>\n"
+    out + "</tbody></table></div>\n"
 }
 
-fn settings(summary: &str, all: &BTreeMap<String, String>) -> String {
-    let rows = [vec!["setting".to_owned(), "value".to_owned()]].into_iter();
-    let rows: Vec<_> = rows.chain(all.iter().map(|(name, value)| vec![name.clone(), value.clone()])).collect();
-    format!("<details><summary>{summary}</summary>{}</details>\n", table(&rows))
-}
+/// What figures must be read with, and where a report says it.
+const ENVIRONMENT: [(&str, &[&str]); 17] = [
+    ("target", &["target", "addresses", "cluster_file", "master"]),
+    ("nodes", &["facts.nodes", "cluster.nodes"]),
+    ("zones", &["facts.zones", "cluster.zones"]),
+    ("shards of a node", &["facts.shards", "cluster.shards"]),
+    ("quorums", &["facts.quorum"]),
+    ("durability", &["facts.durability", "local_durability"]),
+    ("tuning", &["facts.tuning"]),
+    ("requests in flight", &["concurrency"]),
+    ("requests/s offered", &["rate"]),
+    ("workload", &["workload"]),
+    ("share of writes", &["write_ratio"]),
+    ("keys", &["keys"]),
+    ("distribution of keys", &["distribution"]),
+    ("bytes of a value", &["value_bytes"]),
+    ("emulated distances", &["facts.wan"]),
+    ("executors", &["facts.pinning"]),
+    ("load workers", &["pinning"]),
+];
+/// The same, of the machine.
+const MACHINE: [(&str, &[&str]); 5] = [
+    ("processor of the load", &["machine.cpu"]),
+    ("cores of the load", &["cores"]),
+    ("kernel of the load", &["machine.kernel"]),
+    ("version of the cluster", &["facts.version"]),
+    ("version of wpaxos-load", &["version"]),
+];
 
-/// What every figure must be read with, in a line; without what `varies`.
-fn conditions(report: &RunReport, varies: &[&str]) -> String {
-    let flat = flat_settings(report);
-    let named = [
-        ("facts.nodes", "nodes"),
-        ("facts.quorum", "quorums"),
-        ("facts.durability", "durability"),
-        ("value_bytes", "bytes of value"),
-        ("concurrency", "in flight"),
-        ("rate", "requests/s offered"),
-        ("cores", "cores"),
-        ("facts.pinning", "executors"),
-        ("pinning", "load"),
-        ("facts.tuning", "tuning"),
-        ("target", "target"),
-    ];
-    let said = named.into_iter().filter(|(key, _)| !varies.contains(key));
-    let said = said.filter_map(|(key, name)| flat.get(key).map(|value| format!("{name}: {value}")));
-    escaped(&said.collect::<Vec<_>>().join(" · "))
-}
-
-/// The page of one run.
-pub fn of_run(report: &RunReport) -> String {
-    let mut body = format!("<h1>{}</h1>\n", escaped(&headline(report)));
-    let _ = writeln!(body, "<p class=\"conditions\">{}</p>", conditions(report, &[]));
-    if !report.valid {
-        let why = escaped(&report.invalid_because.join("; "));
-        let _ = writeln!(body, "<p class=\"invalid\"><strong>Not valid:</strong> {why}</p>");
-    }
-    body += &table(&latency_rows(report));
-    body += &figure(
-        "Latency by percentile",
-        "Response time counts from the intended start; service time from the sending. What lies between is the schedule lag.",
-        &percentiles(&[
-            ("response", &report.curves.response),
-            ("service", &report.curves.service),
-            ("lag", &report.curves.lag),
-        ]),
-    );
-    body += &over_time(report);
-    for note in &report.notes {
-        let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(note));
-    }
-    body += &settings("All settings, the machine, and what the cluster says of itself", &flat_settings(report));
-    page(&format!("wpaxos-load: {}", headline(report)), &body)
-}
-
-fn headline(report: &RunReport) -> String {
-    let rate = grouped(report.all.throughput_ops_per_s.round() as u64);
-    format!("{rate} requests/s, p99 {} µs", micros(report.all.response_us.p99))
-}
-
-fn latency_rows(report: &RunReport) -> Vec<Vec<String>> {
-    let head = ["µs", "p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "count", "requests/s", "errors"];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    let mut add = |name: &str, of: &crate::json::Percentiles, more: [String; 2]| {
-        let times = [of.p50, of.p90, of.p99, of.p99_9, of.p99_99, of.max, of.mean].map(micros);
-        rows.push([name.to_owned()].into_iter().chain(times).chain([grouped(of.count)]).chain(more).collect());
+/// What the figures must be read with: of each configuration, or once where it is the same for all.
+fn environment(of: &[(String, &RunReport)]) -> String {
+    let flat: Vec<BTreeMap<String, String>> = of.iter().map(|(_, report)| flat_settings(report)).collect();
+    let values_of = |keys: &[&str]| -> Vec<String> {
+        let value = |flat: &BTreeMap<String, String>| {
+            keys.iter().find_map(|key| flat.get(*key)).filter(|value| !value.is_empty()).cloned()
+        };
+        flat.iter().map(|flat| value(flat).unwrap_or_else(|| "–".to_owned())).collect()
     };
-    let rate = |part: &crate::json::Part| grouped(part.throughput_ops_per_s.round() as u64);
-    add("all: response", &report.all.response_us, [rate(&report.all), grouped(report.all.error_count())]);
-    for (name, part) in [("service", &report.all.service_us), ("lag", &report.all.lag_us)] {
-        if let Some(times) = part {
-            add(&format!("all: {name}"), times, [String::new(), String::new()]);
-        }
-    }
-    for (name, part) in &report.operations {
-        add(name, &part.response_us, [rate(part), grouped(part.error_count())]);
-    }
-    rows
+    let named = ENVIRONMENT.iter().chain(&MACHINE).map(|(name, keys)| ((*name).to_owned(), values_of(keys)));
+    let told: Vec<(String, Vec<String>)> =
+        named.filter(|(_, values)| values.iter().any(|value| value != "–")).collect();
+    let differs = told.iter().any(|(_, values)| values.windows(2).any(|pair| pair[0] != pair[1]));
+    let columns = if differs { of.len() } else { 1 };
+    let names = of.iter().map(|(name, _)| name.clone()).take(columns);
+    let names: Vec<String> = if differs { names.collect() } else { vec![String::new()] };
+    let head = [String::new()].into_iter().chain(names).collect();
+    let rows =
+        told.into_iter().map(|(name, values)| [name].into_iter().chain(values.into_iter().take(columns)).collect());
+    format!("<h2>Environment</h2>\n{}", table("words", &[head].into_iter().chain(rows).collect::<Vec<_>>(), |_| false))
 }
 
-fn percentiles(curves: &[(&str, &[CurvePoint])]) -> Plot {
-    let series = |(name, curve): &(&str, &[CurvePoint])| Series {
-        name: (*name).to_owned(),
-        points: curve
-            .iter()
-            .filter(|at| at.percentile <= LAST_PERCENTILE && at.us >= LEAST_US)
-            .map(|at| (at.percentile, at.us))
-            .collect(),
-        ..Series::default()
-    };
-    Plot {
-        x: Axis { title: "percentile of requests", scale: Scale::Nines },
-        y: Axis { title: "time, µs", scale: Scale::Log },
-        series: curves.iter().filter(|(_, curve)| !curve.is_empty()).map(series).collect(),
-        bands: Vec::new(),
-    }
-}
-
-/// Without the last one of the cool-down if the load ended in it.
-fn whole_seconds(seconds: &[Second]) -> &[Second] {
-    match seconds {
-        [rest @ .., before, last] if last.phase == Phase::CoolDown && last.answered * 2 < before.answered => {
-            &seconds[..=rest.len()]
-        }
-        all => all,
-    }
-}
-
-/// Latency and throughput by second, with what was not measured shaded.
-fn over_time(report: &RunReport) -> String {
-    let seconds = whole_seconds(&report.seconds);
-    let band = |phase: Phase, name| {
-        let mut of = seconds.iter().filter(|second| second.phase == phase).map(|second| second.second as f64);
-        let first = of.next()?;
-        Some((first, of.next_back().unwrap_or(first) + 1.0, name))
-    };
-    let bands: Vec<_> =
-        [band(Phase::WarmUp, "warm-up"), band(Phase::CoolDown, "cool-down")].into_iter().flatten().collect();
-    let line = |name: &str, of: fn(&Second) -> f64| Series {
-        name: name.to_owned(),
-        // In the middle of its second.
-        points: seconds.iter().map(|at| (at.second as f64 + 0.5, of(at))).filter(|(_, y)| *y > 0.0).collect(),
-        dots: true,
-        notes: seconds
-            .iter()
-            .filter(|at| of(at) > 0.0)
-            .map(|at| format!("second {}: {}", at.second, label(of(at))))
-            .collect(),
-        ..Series::default()
-    };
-    let time = Axis { title: "seconds of measured time", scale: Scale::Linear };
-    let plot = |y, series| Plot { x: time, y, series, bands: bands.clone() };
-    let rate = plot(
-        Axis { title: "requests answered per second", scale: Scale::Linear },
-        vec![line("answered", |at| at.answered as f64)],
-    );
-    let latency = [line("p50", |at| at.p50_us), line("p99", |at| at.p99_us), line("max", |at| at.max_us)];
-    let latency = plot(Axis { title: "response time, µs", scale: Scale::Log }, latency.to_vec());
-    figure(
-        "Throughput over time",
-        "Good answers in each second; one in which the load ended is left out behind the measured time.",
-        &rate,
-    ) + &figure("Latency over time", "Of the requests that were answered in each second.", &latency)
-}
-
-/// The page of a comparison.
-pub fn of_comparison(comparison: &Comparison) -> String {
-    let names: Vec<&str> = comparison.groups.iter().map(|group| group.name.as_str()).collect();
-    let mut body = format!("<h1>{}</h1>\n", escaped(&names.join(" against ")));
-    for group in &comparison.groups {
-        let count = group.reports.len();
-        let _ = writeln!(
-            body,
-            "<p class=\"conditions\">{} ({count} runs) · {}</p>",
-            escaped(&group.name),
-            conditions(&group.reports[0], &[])
-        );
-        for report in group.reports.iter().filter(|report| !report.valid) {
-            let why = escaped(&report.invalid_because.join("; "));
-            let _ =
-                writeln!(body, "<p class=\"invalid\"><strong>{}: not valid:</strong> {why}</p>", escaped(&group.name));
-        }
-    }
-    body += &table(&comparison.rows());
-    let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(crate::compare::RULE));
-    let typical = |group: &crate::compare::Group| group.typical().curves.response.clone();
-    let curves: Vec<_> = comparison.groups.iter().map(|group| (group.name.as_str(), typical(group))).collect();
-    let curves: Vec<_> = curves.iter().map(|(name, curve)| (*name, curve.as_slice())).collect();
-    body +=
-        &figure("Response time by percentile", "Of the run with the median throughput of each.", &percentiles(&curves));
-    let firsts: Vec<&RunReport> = comparison.groups.iter().map(|group| &group.reports[0]).collect();
-    body += &differing(&names, &firsts);
-    for group in &comparison.groups {
-        body += &settings(&format!("All settings of {}", escaped(&group.name)), &flat_settings(&group.reports[0]));
-    }
-    page(&format!("wpaxos-load: {}", names.join(" against ")), &body)
-}
-
-fn differing(names: &[&str], reports: &[&RunReport]) -> String {
-    let differing = differences(reports);
+/// Settings that are not the same in all.
+fn differing(of: &[(String, &RunReport)]) -> String {
+    let reports: Vec<&RunReport> = of.iter().map(|(_, report)| *report).collect();
+    let differing = differences(&reports);
     if differing.is_empty() {
-        return "<p>The settings are the same.</p>\n".to_owned();
+        return "<h2>Settings that differ</h2>\n<p>None: all settings are the same.</p>\n".to_owned();
     }
-    let head = ["setting"].iter().chain(names).map(|name| (*name).to_owned()).collect();
+    let head = ["setting".to_owned()].into_iter().chain(of.iter().map(|(name, _)| name.clone())).collect();
     let rows = differing.into_iter().map(|(setting, values)| [setting].into_iter().chain(values).collect());
-    format!("<h2>Settings that differ</h2>\n{}", table(&[head].into_iter().chain(rows).collect::<Vec<_>>()))
+    let rows: Vec<_> = [head].into_iter().chain(rows).collect();
+    format!("<h2>Settings that differ</h2>\n{}", table("words", &rows, |_| false))
 }
 
-/// The page of a sweep.
-pub fn of_sweep(sweep: &SweepReport) -> String {
-    let mut body = format!("<h1>{}</h1>\n", escaped(&sweep.headline()));
-    if let Some(first) = sweep.points.iter().find_map(|point| point.runs.first()) {
-        let _ = writeln!(
-            body,
-            "<p class=\"conditions\">{}</p>",
-            conditions(first, &["concurrency", "rate", "facts.tuning"])
-        );
-    }
-    if sweep.interrupted {
-        body += "<p class=\"invalid\"><strong>Interrupted:</strong> what was measured until then is shown.</p>\n";
-    }
-    body += &figure(
-        "Latency against throughput",
-        "Medians of the repeats; bars from the least to the greatest. The knee is the last point before the rule below says stop.",
-        &against(sweep, |point| point.p99_us(), "p99 of response time, µs"),
-    );
-    body += &figure(
-        "Median latency against throughput",
-        "The same runs.",
-        &against(sweep, |point| point.p50_us(), "p50 of response time, µs"),
-    );
-    let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(&sweep.rule));
-    body += "<h2>Medians</h2>\n";
-    body += &table(&sweep.rows());
-    body += "<h2>Differences</h2>\n";
-    body += &table(&sweep.difference_rows());
-    let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(crate::compare::RULE));
-    let firsts: Vec<_> =
-        sweep.variants.iter().filter_map(|name| sweep.first_run(name).map(|run| (name.as_str(), run))).collect();
-    let (names, reports): (Vec<&str>, Vec<&RunReport>) = firsts.into_iter().unzip();
-    body += &differing(&names, &reports);
-    for (name, report) in names.iter().zip(reports) {
-        body += &settings(&format!("All settings of {}", escaped(name)), &flat_settings(report));
-    }
-    page(&format!("wpaxos-load: {}", sweep.headline()), &body)
-}
-
-fn against(sweep: &SweepReport, of: fn(&crate::sweep::Point) -> (f64, (f64, f64)), title: &'static str) -> Plot {
-    let series = |variant: &String| {
-        let points: Vec<_> =
-            sweep.points.iter().filter(|point| point.variant == *variant && point.is_measured()).collect();
-        Series {
-            name: variant.clone(),
-            points: points.iter().map(|point| (point.throughput().0, of(point).0)).collect(),
-            spread: points.iter().map(|point| [point.throughput().1, of(point).1]).collect(),
-            notes: points.iter().map(|point| point.describe()).collect(),
-            mark: points.iter().position(|point| sweep.knees.get(variant) == Some(&point.level)),
-            dots: true,
-        }
-    };
-    Plot {
-        x: Axis { title: "requests answered per second", scale: Scale::Linear },
-        y: Axis { title, scale: Scale::Log },
-        series: sweep.variants.iter().map(series).collect(),
-        bands: Vec::new(),
-    }
+/// All settings, folded away.
+fn settings(summary: &str, report: &RunReport) -> String {
+    let rows = [vec!["setting".to_owned(), "value".to_owned()]].into_iter();
+    let all = flat_settings(report).into_iter().map(|(name, value)| vec![name, value]);
+    let rows: Vec<_> = rows.chain(all).collect();
+    format!("<details><summary>{}</summary>{}</details>\n", escaped(summary), table("words", &rows, |_| false))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{compare::Group, json::sample};
+    use crate::json::sample;
 
-    #[test]
-    fn a_page_stands_alone_and_has_everything() {
-        let mut report = sample();
-        report.valid = false;
-        report.invalid_because = vec!["<script>alert(1)</script>".to_owned()];
-        report.config.insert("facts".to_owned(), serde_json::json!({"durability": "sync & sound"}));
-        let page = of_run(&report);
-        for part in [
-            "20 requests/s",
-            "Not valid:",
-            "&lt;script&gt;",
-            "sync &amp; sound",
-            "Latency by percentile",
-            "percentile of requests",
-            "Throughput over time",
-            "p99.9",
-            "prefers-color-scheme: dark",
-        ] {
-            assert!(page.contains(part), "no {part:?}");
-        }
-        for outside in ["<script", "http://", "https://", "src=", "@import", "url("] {
+    /// Nothing that a browser would fetch, and nothing but the page's own script.
+    pub(super) fn assert_alone(page: &str) {
+        let (before, after) = page.split_once(SCRIPT).expect("the page has its script");
+        let page = format!("{before}{after}").replace("<script>\n</script>", "");
+        for outside in ["<script", "http://", "https://", "src=", "href=", "@import", "url(", "<link", "<img", "onload"]
+        {
             assert!(!page.contains(outside), "the page is not alone: {outside}");
+        }
+        for tag in
+            ["svg", "figure", "table", "details", "div", "ul", "p", "text", "h2", "thead", "tbody", "tr", "td", "th"]
+        {
+            let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "<{tag}> is not closed as often as opened");
         }
     }
 
     #[test]
-    fn a_comparison_names_what_differs() {
+    fn no_text_is_taken_for_markup() {
+        assert_eq!(escaped("<b a='1' c=\"2\">&"), "&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;");
+        let evil = "</script><script>alert(1)</script>".to_owned();
+        let rows = [vec![evil.clone(), evil.clone()], vec![evil.clone(), evil.clone()]];
+        let body = table("words", &rows, |_| false)
+            + &note(&evil)
+            + &banner(false, &evil, &evil, std::slice::from_ref(&evil))
+            + &tiles(&[(&evil, evil.clone())])
+            + &figure(&evil, &evil, "<svg></svg>");
+        assert_alone(&page(&evil, &evil, &body));
+    }
+
+    #[test]
+    fn the_environment_is_told_once_where_it_is_the_same_and_of_each_where_it_differs() {
         let (a, mut b) = (sample(), sample());
-        b.config.insert("keys".to_owned(), serde_json::json!(7));
-        let group = |name: &str, report| Group { name: name.to_owned(), reports: vec![report] };
-        let page = of_comparison(&Comparison { groups: vec![group("first", a), group("second", b)] });
-        for part in ["first against second", "Settings that differ", ">keys<", ">7<", "too few runs"] {
-            assert!(page.contains(part), "no {part:?}");
-        }
+        let told = environment(&[("a".to_owned(), &a), ("b".to_owned(), &a)]);
+        assert!(told.contains("keys") && told.contains("1000") && !told.contains(">a<"), "{told}");
+        b.config.insert("machine".to_owned(), serde_json::json!({"kernel": "6.1 <x>"}));
+        let told = environment(&[("a".to_owned(), &a), ("b".to_owned(), &b)]);
+        assert!(
+            told.contains(">a<") && told.contains(">b<") && told.contains("<td>–</td><td>6.1 &lt;x&gt;</td>"),
+            "{told}"
+        );
+        assert!(!told.contains("quorums"), "what nobody says has no row");
     }
 }
