@@ -51,7 +51,8 @@ impl ObjectState {
     }
 
     fn execute_write(&mut self, slot: u64, command: Command<'_>) -> Executed {
-        match self.judge(command.client(), command.id(), command.is_retry()) {
+        let place = self.recent.place_of(command.client());
+        match self.recent.judge_at(place, command.id(), command.is_retry()) {
             Judgement::Fresh => {}
             Judgement::Done(executed) => return executed,
             Judgement::Duplicate => return Executed { status: Status::Duplicate, version: self.version },
@@ -59,7 +60,7 @@ impl ObjectState {
         }
         let status = self.apply(command);
         let executed = Executed { status, version: self.version };
-        self.recent.record(slot, command.client(), command.id(), executed);
+        self.recent.record_at(place, slot, (command.client(), command.id()), executed);
         executed
     }
 

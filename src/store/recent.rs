@@ -69,7 +69,16 @@ pub enum Judgement {
 impl Recent {
     /// What is known of a client's command.
     pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
-        let session = self.sessions.iter().find(|session| session.client == client);
+        self.judge_at(self.place_of(client), id, retry)
+    }
+
+    /// Where a client's session is, for [`Self::judge_at`] and [`Self::record_at`].
+    pub(super) fn place_of(&self, client: u64) -> Option<usize> {
+        self.sessions.iter().position(|session| session.client == client)
+    }
+
+    pub(super) fn judge_at(&self, place: Option<usize>, id: u64, retry: bool) -> Judgement {
+        let session = place.map(|place| &self.sessions[place]);
         let blind_below = session.map_or(self.blind_below, |session| session.blind_below);
         let unseen = if retry && id < blind_below { Judgement::Unknown } else { Judgement::Fresh };
         let Some(session) = session.filter(|session| id <= session.highest) else { return unseen };
@@ -85,7 +94,11 @@ impl Recent {
 
     /// Notes that a command that was judged [`Judgement::Fresh`] is executed.
     pub fn record(&mut self, slot: u64, client: u64, id: u64, executed: Executed) {
-        let Some(session) = self.sessions.iter_mut().find(|session| session.client == client) else {
+        self.record_at(self.place_of(client), slot, (client, id), executed);
+    }
+
+    pub(super) fn record_at(&mut self, place: Option<usize>, slot: u64, (client, id): (u64, u64), executed: Executed) {
+        let Some(session) = place.map(|place| &mut self.sessions[place]) else {
             self.admit(Session {
                 client,
                 highest: id,
@@ -220,7 +233,9 @@ impl Older {
             return id;
         }
         let last = self.low[OLDER_MAX - 1];
-        self.low.copy_within(..OLDER_MAX - 1, 1);
+        // Of a length that is known: two moves and no call.
+        let before = self.low;
+        self.low[1..].copy_from_slice(&before[..OLDER_MAX - 1]);
         self.low[0] = id as u32;
         if usize::from(self.count) == OLDER_MAX {
             return highest - u64::from((highest as u32).wrapping_sub(last));
