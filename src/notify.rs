@@ -23,6 +23,11 @@ impl Notify {
         }
     }
 
+    /// Whether the flag is set: the task has been woken and has not run since.
+    pub(crate) fn is_set(&self) -> bool {
+        self.set.get()
+    }
+
     /// Takes the flag.
     pub(crate) fn take(&self) -> bool {
         self.set.replace(false)

@@ -272,7 +272,7 @@ pub enum Wait {
     #[default]
     Park,
     /// It looks at its sockets and mailboxes without sleeping, on a core of its own. On one that it has to share, and when
-    /// nothing has come for [`Placement::poll_idle_us`], it naps for up to a millisecond.
+    /// nothing has come for [`Placement::poll_idle_us`], it sleeps as one that parks.
     Poll,
 }
 
@@ -294,7 +294,7 @@ pub struct Placement {
     pub cores: Vec<usize>,
     /// How an executor waits.
     pub wait: Wait,
-    /// How long nothing must have come before an executor that polls naps, in microseconds.
+    /// How long nothing must have come before an executor that polls sleeps, in microseconds.
     pub poll_idle_us: u64,
     /// Entries of each executor's submission ring, a power of two.
     pub ring_depth: usize,

@@ -464,9 +464,12 @@ impl Client {
         }
     }
 
-    /// Writes what was submitted, as far as the sockets take it, without waiting.
-    pub fn flush(&mut self) {
+    /// Writes what was submitted, as far as the sockets take it, without waiting. Returns after how long something that now
+    /// waits for company ([`Options::linger`]) has to be flushed, if anything does and no answer comes before.
+    pub fn flush(&mut self) -> Option<Duration> {
+        self.update_clock();
         self.write_dirty();
+        (self.held_until != Micros(u64::MAX)).then(|| Duration::from_micros(self.held_until.since(self.now)))
     }
 
     /// How many submitted requests have not ended yet.

@@ -43,6 +43,8 @@ const TAKEN_SUSPICIONS: u64 = 10;
 const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Requests of one frame whose objects are looked up together: as many as the caches of a core hold.
 const FORESEEN_MAX: usize = 64;
+/// Requests for the shard's counters that are answered in one read: each answer is some kilobytes, and asks everything.
+const STATS_MAX: usize = 16;
 /// Bytes of a checkpoint that a turn makes: what it may hold up everything else by.
 const CHECKPOINT_BYTES_MAX: usize = 64 << 10;
 
@@ -133,9 +135,9 @@ impl<P: Protocol> Core<P> {
         &self.protocol
     }
 
-    /// Whether something that was appended is not durable yet.
-    pub(super) fn is_logging(&self) -> bool {
-        self.log.durable() < self.appended
+    /// Whether a write to the log has ended: its task has been woken then, and wakes the shard.
+    pub(super) fn look_at_log(&self) -> bool {
+        self.log.look()
     }
 
     /// Takes every frame that was queued for a peer since the last call.
@@ -328,10 +330,19 @@ impl<P: Protocol> Core<P> {
         let now = self.node.now();
         self.counters.client_receives += 1;
         self.counters.client_bytes_received += bytes as u64;
+        let mut told = 0;
         while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
             match frame.kind {
                 Kind::Request => self.on_requests(now, client, &frame.bytes, frame.body())?,
-                Kind::StatsRequest => self.on_stats_request(client),
+                Kind::StatsRequest if told < STATS_MAX => {
+                    told += 1;
+                    self.on_stats_request(client);
+                }
+                Kind::StatsRequest => {
+                    let why =
+                        format!("more than {STATS_MAX} requests for counters came at once: ask again once answered");
+                    return Err(Refusal::malformed(why));
+                }
                 kind => return Err(Refusal::malformed(format!("a client sends no {kind:?}"))),
             }
         }

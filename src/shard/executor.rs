@@ -117,9 +117,10 @@ async fn run<P, F>(
         Some(wal) => Box::new(wal.clone()),
         None => Box::<Unlogged>::default(),
     };
-    let this = Shard::new(Arc::clone(&node), shard, protocol, log, Some(poller));
+    let this = Shard::new(Arc::clone(&node), shard, protocol, log, Some(Rc::clone(&poller)));
     this.be_asked();
     if let Some(wal) = &wal {
+        wal.set_bell(poller.waker());
         let shard = Rc::downgrade(&this);
         wal.set_wake(move || {
             if let Some(shard) = shard.upgrade() {
@@ -211,7 +212,10 @@ impl<P: Protocol> Turns<'_, P> {
         loop {
             self.shard.wake.take();
             let turn = self.shard.core.borrow_mut().turn();
-            let Next::At(next) = turn else { return Poll::Ready(()) };
+            let Next::At(next) = turn else {
+                self.shard.due_at.set(Micros(u64::MAX));
+                return Poll::Ready(());
+            };
             self.shard.due_at.set(next);
             let waits = self.poll_alarm(context, next).is_pending()
                 && self.shard.wake.poll(context).is_pending()
@@ -222,9 +226,13 @@ impl<P: Protocol> Turns<'_, P> {
         }
     }
 
-    /// Has the task woken at `next`. An alarm that is set for earlier is left as it is: its turn will set the next one.
+    /// Has the task woken at `next`: by the executor's loop, where there is one. An alarm that is set for earlier is left as it
+    /// is: its turn will set the next one.
     fn poll_alarm(&mut self, context: &mut Context<'_>, next: Micros) -> Poll<()> {
         let now = self.shard.node.now();
+        if self.shard.poller.is_some() {
+            return if next <= now { Poll::Ready(()) } else { Poll::Pending };
+        }
         if self.alarm.as_ref().is_some_and(|(at, _)| *at <= next && *at > now) {
             return Poll::Pending;
         }

@@ -18,6 +18,11 @@ pub(crate) trait Log: fmt::Debug {
     /// woken.
     fn durable(&self) -> RecordId;
 
+    /// Whether a write has ended since the last call: whoever goes on with it has been woken.
+    fn look(&self) -> bool {
+        false
+    }
+
     /// How many bytes of a checkpoint it takes now: 0 if it wants none, or is still writing what it was given. A log that
     /// comes to want some between two turns has the shard woken.
     fn checkpoint_room(&self) -> usize {
@@ -63,6 +68,10 @@ impl Log for Wal {
 
     fn durable(&self) -> RecordId {
         Self::durable(self)
+    }
+
+    fn look(&self) -> bool {
+        Self::look(self)
     }
 
     fn checkpoint_room(&self) -> usize {

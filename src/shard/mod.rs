@@ -73,8 +73,6 @@ pub(crate) use executor::{Executor, spawn};
 pub(crate) use host::Host;
 pub(crate) use node::Node;
 
-use poller::Look;
-
 /// What a protocol is made from, in the thread that runs it.
 #[derive(Clone, Debug)]
 pub struct ShardContext {
@@ -162,12 +160,14 @@ impl<P: Protocol> Shard<P> {
 }
 
 impl<P: Protocol> poller::Polled for Shard<P> {
-    fn look(&self) -> Look {
+    fn look(&self) -> bool {
         if self.node.cluster.shards > 1 && self.node.mailboxes.is_woken(self.shard) {
             self.wake.notify();
-            return Look::Woken;
         }
-        if self.core.borrow().is_logging() { Look::Logging } else { Look::Idle }
+        if self.due_at.get() <= self.node.now() {
+            self.wake.notify();
+        }
+        self.core.borrow().look_at_log() || self.wake.is_set()
     }
 
     fn turns(&self) -> u64 {

@@ -1,17 +1,16 @@
 //! The loop of an executor: asks the kernel which connections have something, has them read, and lets the shards have
 //! their turns (`docs/decisions/0015-one-loop-waits-for-everything.md`).
 //!
-//! One task per executor watches all connections of its shards, their mailboxes, and the rings of the runtime,
+//! One task per executor watches all connections of its shards, their mailboxes and logs, and the rings of the runtime,
 //! through one epoll set. It wakes the readers of what is ready, and lets these and then the shards' turns run before
 //! it asks again: one flush and one send per connection serve them all, and batches form by themselves under load.
 //! The cost of a look follows the connections that are ready, not those that there are. The runtime's own reactor
-//! (timers, files, listeners, HTTP) gets a turn whenever its rings have something, before every sleep, and every few
-//! microseconds otherwise.
+//! (timers, files, listeners, HTTP) gets a turn whenever its rings have something, before a sleep, and every so often
+//! otherwise.
 //!
 //! With nothing to do the thread sleeps until something comes. An executor that polls looks on for a while without
 //! sleeping, because on a core of its own to go to sleep and be woken is the dearest thing that a shard does; not on
-//! a core that others use too, and not while its log is written, for the kernel's thread that does it may need this
-//! very core.
+//! a core that others use too.
 
 use std::{
     cell::{Cell, RefCell},
@@ -42,13 +41,15 @@ use crate::notify::Notify;
 
 /// Ready connections that one look takes in; the others are found by the next.
 const EVENTS_MAX: usize = 256;
-/// How long the runtime's reactor waits for a turn at most.
-const REACTOR: Duration = Duration::from_micros(50);
+/// How long the runtime's reactor waits for a turn at most, unless it is wanted.
+const REACTOR: Duration = Duration::from_micros(200);
 /// The longest sleep: other timers than the shards', and what other threads tell tasks of the runtime, are looked at
 /// this often.
 const SLEEP: Duration = Duration::from_millis(10);
-/// The same where the rings cannot be watched; while a write to the log is under way; and while none is.
-const BLIND_SLEEP: [Duration; 2] = [Duration::from_micros(30), Duration::from_millis(1)];
+/// The first sleep after something has happened: a task that the reactor woke last may have asked it for more.
+const FIRST_SLEEP: Duration = Duration::from_micros(500);
+/// The longest sleep where the rings cannot be watched.
+const BLIND_SLEEP: Duration = Duration::from_millis(1);
 /// How often the loop asks whether its core is its own.
 const CORE_CHECK: Duration = Duration::from_millis(100);
 /// Nanoseconds of a second that the thread may wait for its core before that counts as shared with others.
@@ -59,23 +60,13 @@ const RING: u64 = u64::MAX - 1;
 
 /// What the loop asks a shard of its executor.
 pub(super) trait Polled {
-    /// Looks into its mailbox: wakes its turn if there is something.
-    fn look(&self) -> Look;
+    /// Looks into its mailbox, at its log and at the time: wakes its turn if there is something, or it is due. True if it
+    /// has been woken and has not run yet.
+    fn look(&self) -> bool;
     /// How often it has had a turn.
     fn turns(&self) -> u64;
     /// How long until it is due for one though nothing comes in.
     fn due_in(&self) -> Duration;
-}
-
-/// What a shard says to that.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Look {
-    /// It waits for whatever comes.
-    Idle,
-    /// It waits for its log.
-    Logging,
-    /// It has just been given something.
-    Woken,
 }
 
 /// What the readers of one executor's connections wait with.
@@ -86,8 +77,8 @@ pub(crate) struct Poller {
     bell: Arc<Bell>,
     /// The runtime's rings. They are in the set as long as they are here.
     rings: Vec<OwnedFd>,
-    /// Whether a ring has something for the reactor.
-    ring_ready: Cell<bool>,
+    /// Whether the reactor has something to do.
+    wanted: Cell<bool>,
     /// How long nothing must have come before the thread sleeps.
     idle: Duration,
 }
@@ -137,12 +128,17 @@ impl Poller {
         }
         let bell = Arc::new(Bell { counter, sleeping: AtomicBool::new(false) });
         let (sources, shards) = (RefCell::default(), RefCell::default());
-        Ok(Self { set, sources, shards, bell, rings, ring_ready: Cell::new(false), idle })
+        Ok(Self { set, sources, shards, bell, rings, wanted: Cell::new(false), idle })
     }
 
     /// Asks this shard, too, from now on and for as long as it is there.
     pub(super) fn add_shard(&self, shard: Weak<dyn Polled>) {
         self.shards.borrow_mut().push(shard);
+    }
+
+    /// Something was asked of the runtime that must not wait: its reactor has a turn before the next sleep.
+    pub(super) fn want_reactor(&self) {
+        self.wanted.set(true);
     }
 
     /// What other threads wake a shard of this executor with, once its mailbox has something.
@@ -172,11 +168,11 @@ impl Poller {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let mut core = OwnCore::new(!self.idle.is_zero());
         let (mut active_at, mut reactor_at) = (Instant::now(), Instant::now());
-        let (mut turns, mut is_calm) = (0, false);
+        let (mut turns, mut quiet) = (0, 0);
         loop {
             let now = Instant::now();
-            let (mut found, logging) = self.ask_shards();
-            found |= self.look(&mut events, &Timespec::default());
+            let woken = self.ask_shards();
+            let found = self.look(&mut events, &Timespec::default()) || woken;
             if found {
                 active_at = now;
                 // Readers run now. They wake the turns, which run behind this task: hence twice.
@@ -185,19 +181,29 @@ impl Poller {
             yield_now().await;
             let stirred = found || std::mem::replace(&mut turns, self.turns()) != self.turns();
             if stirred {
-                is_calm = false;
+                quiet = 0;
             }
-            let spins = !logging && now.duration_since(active_at) < self.idle && core.is_own(now);
-            if !stirred && !spins && is_calm {
-                self.sleep(&mut events, logging);
-                is_calm = false;
-                yield_now().await;
-            } else if !(stirred || spins) || self.ring_ready.take() || now.duration_since(reactor_at) >= REACTOR {
+            let spins = now.duration_since(active_at) < self.idle && core.is_own(now);
+            let until_turn = REACTOR.saturating_sub(now.duration_since(reactor_at));
+            if self.wanted.take() || until_turn.is_zero() {
                 // What tasks have asked of the runtime since its last turn reaches the kernel now. Only if that stirs nothing
                 // up is everything asleep.
                 reactor_at = now;
                 reactor_turn().await;
-                is_calm = true;
+                quiet += 1;
+            } else if !(stirred || spins) {
+                let most = match quiet {
+                    0 => until_turn,
+                    1 => FIRST_SLEEP,
+                    _ if self.rings.is_empty() => BLIND_SLEEP,
+                    _ => SLEEP,
+                };
+                if self.sleep(&mut events, most) {
+                    (active_at, quiet) = (Instant::now(), 0);
+                } else {
+                    self.wanted.set(true);
+                }
+                yield_now().await;
             }
         }
     }
@@ -208,24 +214,22 @@ impl Poller {
         shards.iter().filter_map(Weak::upgrade).fold(0, |sum, shard| sum.wrapping_add(shard.turns()))
     }
 
-    /// Whether a shard has been given something, and whether one waits for its log.
-    fn ask_shards(&self) -> (bool, bool) {
-        let (mut woken, mut logging, mut gone) = (false, false, false);
+    /// Whether a shard has been woken and has not run since.
+    fn ask_shards(&self) -> bool {
+        let (mut woken, mut gone) = (false, false);
         for shard in &*self.shards.borrow() {
-            match shard.upgrade().map(|shard| shard.look()) {
-                Some(Look::Idle) => {}
-                Some(Look::Logging) => logging = true,
-                Some(Look::Woken) => woken = true,
+            match shard.upgrade() {
+                Some(shard) => woken |= shard.look(),
                 None => gone = true,
             }
         }
         if gone {
             self.shards.borrow_mut().retain(|shard| shard.strong_count() > 0);
         }
-        (woken, logging)
+        woken
     }
 
-    /// Wakes the readers of the connections that have something; true if there are any.
+    /// Wakes the readers of the connections that have something; true if there are any, or the bell was rung.
     fn look(&self, events: &mut Vec<epoll::Event>, patience: &Timespec) -> bool {
         match epoll::wait(&self.set, rustix::buffer::spare_capacity(events), Some(patience)) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -235,10 +239,12 @@ impl Poller {
         let sources = self.sources.borrow();
         for event in events.drain(..) {
             let token = event.data.u64();
-            any = true;
             if token == RING {
-                self.ring_ready.set(true);
-            } else if token == BELL {
+                self.wanted.set(true);
+                continue;
+            }
+            any = true;
+            if token == BELL {
                 let _ = rustix::io::read(&self.bell.counter, &mut [0; 8]);
             } else if let Some(ready) = sources.get(Key::from_token(token)) {
                 let over = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
@@ -250,20 +256,21 @@ impl Poller {
         any
     }
 
-    fn sleep(&self, events: &mut Vec<epoll::Event>, logging: bool) {
+    /// Sleeps until there is something, or a shard is due, but no longer than `most`; true if there is something.
+    fn sleep(&self, events: &mut Vec<epoll::Event>, most: Duration) -> bool {
         self.bell.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let (woken, _) = self.ask_shards();
-        if !woken {
-            let most = if self.rings.is_empty() { BLIND_SLEEP[usize::from(!logging)] } else { SLEEP };
+        let mut any = self.ask_shards();
+        if !any {
             let shards = self.shards.borrow();
             let due = shards.iter().filter_map(Weak::upgrade).map(|shard| shard.due_in()).min();
             drop(shards);
             let patience = due.map_or(most, |due| due.min(most));
             // Below a second.
-            self.look(events, &Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) });
+            any = self.look(events, &Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) });
         }
         self.bell.sleeping.store(false, Ordering::Relaxed);
+        any
     }
 }
 
@@ -356,5 +363,39 @@ impl OwnCore {
         file.rewind().ok()?;
         let bytes = file.read(&mut text).ok()?;
         std::str::from_utf8(&text[..bytes]).ok()?.split_whitespace().nth(1)?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sleep of 200 us that took a whole millisecond would be as long as a round trip: see `Cargo.toml`.
+    #[test]
+    fn sleeps_end_within_the_millisecond() {
+        let poller = Poller::new(Duration::ZERO, Vec::new()).unwrap();
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        let mut events = Vec::with_capacity(1);
+        let mut nap = || {
+            let started = Instant::now();
+            assert!(!poller.sleep(&mut events, Duration::from_micros(200)), "nothing comes");
+            started.elapsed()
+        };
+        // The least of many: a busy machine may delay some.
+        let least = (0..50).map(|_| nap()).min().unwrap();
+        assert!(least >= Duration::from_micros(200) && least < Duration::from_micros(950), "{least:?}");
+    }
+
+    #[test]
+    fn a_sleep_says_whether_something_came_for_the_shards() {
+        let poller = Rc::new(Poller::new(Duration::ZERO, Vec::new()).unwrap());
+        let (waker, second) = (poller.waker(), Duration::from_millis(900));
+        let rings = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            waker.wake();
+        });
+        let started = Instant::now();
+        assert!(poller.sleep(&mut Vec::with_capacity(1), second) && started.elapsed() < second);
+        rings.join().unwrap();
     }
 }

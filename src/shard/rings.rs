@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, fs, os::fd::OwnedFd};
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+/// How many rings an executor has: one for most things, one for what must not wait, one that is polled for completions.
+const RINGS: usize = 3;
 /// What the kernel calls a ring.
 const NAME: &str = "anon_inode:[io_uring]";
 
@@ -27,9 +29,15 @@ pub(super) fn made_since(before: &BTreeSet<i32>) -> Vec<OwnedFd> {
     };
     let made: Result<Vec<OwnedFd>, _> = descriptors().difference(before).map(duplicate).collect();
     match made {
-        Ok(rings) if !rings.is_empty() => rings,
-        Ok(_) => {
-            tracing::warn!("the rings of an executor were not found: it looks at them every so often instead");
+        Ok(rings) if rings.len() == RINGS => rings,
+        // Those of an executor that ended meanwhile may have left their numbers to these.
+        Ok(rings) => {
+            let (found, expected) = (rings.len(), RINGS);
+            tracing::warn!(
+                found,
+                expected,
+                "not all rings of an executor were found: it looks at them every so often instead"
+            );
             Vec::new()
         }
         Err(error) => {

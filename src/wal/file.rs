@@ -5,9 +5,9 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 
 use crate::failure::Failure;
@@ -52,85 +52,25 @@ impl Access {
     }
 }
 
-/// A file that is open for writing.
-#[derive(Debug)]
-pub(super) enum LogFile {
-    Direct(DmaFile),
-    Buffered(BufferedFile),
-}
-
-/// Bytes on their way into a file.
-#[derive(Debug)]
-pub(super) enum Buffer {
-    Direct(DmaBuffer),
-    Buffered(Vec<u8>),
-}
-
-impl Buffer {
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
-        match self {
-            Self::Direct(buffer) => buffer.as_bytes_mut(),
-            Self::Buffered(buffer) => buffer,
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Direct(buffer) => buffer.len(),
-            Self::Buffered(buffer) => buffer.len(),
-        }
-    }
-}
+/// A segment that is open for writing. Clones are the same file.
+#[derive(Clone, Debug)]
+pub(super) struct LogFile(pub(super) Arc<File>);
 
 impl LogFile {
-    /// Opens a file that is there and is not empty. With `synced`, each write returns when it is on stable storage.
-    ///
-    /// The runtime reads from the first file of a device to find out what the device can do, and an empty file tells it
-    /// wrongly.
+    /// Opens a file that is there. With `synced`, each write returns when it is on stable storage.
     ///
     /// # Errors
     /// What the system said.
     pub(super) async fn open(path: &Path, access: Access, synced: bool) -> Result<Self, Failure> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        if synced {
-            options.custom_flags(OFlags::DSYNC.bits() as i32);
-        }
-        let opened = match access {
-            Access::Direct => options.dma_open(path).await.map(Self::Direct),
-            Access::Buffered => options.buffered_open(path).await.map(Self::Buffered),
+        let mut flags = OFlags::empty();
+        flags.set(OFlags::DSYNC, synced);
+        flags.set(OFlags::DIRECT, access == Access::Direct);
+        let path = path.to_owned();
+        let open = move || {
+            let opened = fs::OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(&path);
+            opened.map_err(|error| disk_failure(&path, "opening it", &error))
         };
-        opened.map_err(|error| disk_failure(path, "opening it", &error.into()))
-    }
-
-    /// A buffer of `bytes` bytes, a multiple of [`super::format::BLOCK`], with anything in it.
-    pub(super) fn buffer(&self, bytes: usize) -> Buffer {
-        match self {
-            Self::Direct(file) => Buffer::Direct(file.alloc_dma_buffer(bytes)),
-            Self::Buffered(_) => Buffer::Buffered(vec![0; bytes]),
-        }
-    }
-
-    /// Writes all of a buffer.
-    ///
-    /// # Errors
-    /// What the system said, and where; a write of less is one.
-    pub(super) async fn write(&self, path: &Path, buffer: Buffer, offset: u64) -> Result<(), Failure> {
-        let bytes = buffer.len();
-        let written = match (self, buffer) {
-            (Self::Direct(file), Buffer::Direct(buffer)) => file.write_at(buffer, offset).await,
-            (Self::Buffered(file), Buffer::Buffered(buffer)) => file.write_at(buffer, offset).await,
-            _ => unreachable!("a buffer is of its file"),
-        };
-        let doing = || format!("writing {bytes} bytes at {offset}");
-        match written {
-            Ok(written) if written == bytes => Ok(()),
-            Ok(written) => {
-                let error = io::Error::new(io::ErrorKind::WriteZero, format!("only {written} bytes were written"));
-                Err(disk_failure(path, &doing(), &error))
-            }
-            Err(error) => Err(disk_failure(path, &doing(), &error.into())),
-        }
+        glommio::executor().spawn_blocking(open).await.map(|file| Self(Arc::new(file)))
     }
 
     /// Waits until everything that was written is on stable storage.
@@ -138,19 +78,9 @@ impl LogFile {
     /// # Errors
     /// What the system said. What was written may be lost then, and a second attempt proves nothing.
     pub(super) async fn sync(&self, path: &Path) -> Result<(), Failure> {
-        let synced = match self {
-            Self::Direct(file) => file.fdatasync().await,
-            Self::Buffered(file) => file.fdatasync().await,
-        };
-        synced.map_err(|error| disk_failure(path, "syncing it", &error.into()))
-    }
-
-    /// Closes it. That it cannot be closed is of no interest: what counts was synced before.
-    pub(super) async fn close(self) {
-        let _ = match self {
-            Self::Direct(file) => file.close().await,
-            Self::Buffered(file) => file.close().await,
-        };
+        let file = Arc::clone(&self.0);
+        let synced = glommio::executor().spawn_blocking(move || file.sync_data()).await;
+        synced.map_err(|error| disk_failure(path, "syncing it", &error))
     }
 }
 

@@ -6,9 +6,10 @@
 //! DIR/shard-0/checkpoint-…                  everything up to a record (`checkpoint`)
 //! ```
 //! **Writing.** The shard hands records in and goes on. One task writes ([`writer`]): what has come in is copied once into a
-//! buffer, a *group*, and written at once; what comes meanwhile is the next group. Segments have their size and are full of
-//! zeros before they are used, so that a write changes no metadata and costs one trip to the disk. When a checkpoint has made
-//! a segment superfluous, it is used again, with a higher use number in its groups.
+//! buffer, a *group*, and written at once, by a thread that waits for the disk ([`disk`]); what comes meanwhile is the next
+//! group. Segments have their size and are full of zeros before they are used, so that a write changes no metadata and costs
+//! one trip to the disk. When a checkpoint has made a segment superfluous, it is used again, with a higher use number in
+//! its groups.
 //!
 //! **Durable** is, in mode `sync`, what was written with `O_DSYNC`, and in mode `async` what the operating system has taken.
 //! After the first error nothing is, ever: the node ends.
@@ -24,6 +25,8 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
+    task::Waker,
 };
 
 use bytes::Bytes;
@@ -38,6 +41,7 @@ use crate::{
 
 mod checkpoint;
 mod dir;
+mod disk;
 mod file;
 mod format;
 mod recovery;
@@ -51,6 +55,7 @@ pub(crate) use format::LogName;
 pub(crate) use recovery::{Piece, Recovered, Recovery};
 
 use checkpoint::CheckpointFile;
+use disk::Disk;
 use file::LogFile;
 use recovery::Segment;
 use writer::Writer;
@@ -77,6 +82,8 @@ pub(crate) struct Wal(Rc<Shared>);
 /// What the shard and the tasks of its log share.
 struct Shared {
     spec: LogSpec,
+    /// The thread that writes.
+    disk: Disk,
     state: RefCell<State>,
     /// The checkpoint that is being written.
     checkpoint: RefCell<Option<checkpoint::Open>>,
@@ -109,13 +116,13 @@ struct State {
     next_file: u32,
     checkpoint: Option<CheckpointFile>,
     /// In mode `async`: files that were written to since they were synced.
-    unsynced: Vec<(Rc<LogFile>, PathBuf)>,
+    unsynced: Vec<(LogFile, PathBuf)>,
 }
 
 impl State {
-    fn note_unsynced(&mut self, file: &Rc<LogFile>, path: &Path) {
-        if self.unsynced.last().is_none_or(|(last, _)| !Rc::ptr_eq(last, file)) {
-            self.unsynced.push((Rc::clone(file), path.to_owned()));
+    fn note_unsynced(&mut self, file: &LogFile, path: &Path) {
+        if self.unsynced.last().is_none_or(|(last, _)| !Arc::ptr_eq(&last.0, &file.0)) {
+            self.unsynced.push((file.clone(), path.to_owned()));
         }
     }
 
@@ -158,7 +165,11 @@ impl Wal {
             checkpoint,
             unsynced: Vec::new(),
         };
+        let disk = Disk::start().map_err(|error| {
+            Failure::Environment(format!("the log of a shard needs a thread: {error}; allow more (`ulimit -u`)"))
+        })?;
         let shared = Rc::new(Shared {
+            disk,
             state: RefCell::new(state),
             checkpoint: RefCell::new(None),
             tasks: RefCell::default(),
@@ -184,6 +195,16 @@ impl Wal {
     /// Has the shard woken by this whenever the log has got further, or takes more of a checkpoint.
     pub(crate) fn set_wake(&self, wake: impl Fn() + 'static) {
         *self.0.wake.borrow_mut() = Some(Box::new(wake));
+    }
+
+    /// From now on this is woken, by another thread, when a write has ended; [`Self::look`] has to be called then.
+    pub(crate) fn set_bell(&self, bell: Waker) {
+        self.0.disk.set_bell(bell);
+    }
+
+    /// Wakes the task that writes, if it has something to go on with; true if so.
+    pub(crate) fn look(&self) -> bool {
+        self.0.disk.look()
     }
 
     /// Takes records, in the order of their numbers, and leaves none.

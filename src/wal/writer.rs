@@ -7,7 +7,7 @@ use glommio::{Task, timer::Timer};
 
 use super::{
     Shared,
-    file::{LogFile, make_zeros},
+    file::{LogFile, disk_failure, make_zeros},
     format::{GroupHead, group_bytes, payload_room, record_bytes, write_group},
     recovery::Segment,
 };
@@ -15,7 +15,7 @@ use crate::{failure::Failure, protocol::RecordId, tuning::Durability};
 
 /// A segment that is being written.
 struct Current {
-    file: Rc<LogFile>,
+    file: LogFile,
     segment: Segment,
     use_number: u64,
     /// Where the next group goes.
@@ -23,7 +23,7 @@ struct Current {
 }
 
 /// A segment that is open and holds nothing that counts.
-type Ready = (Rc<LogFile>, Segment);
+type Ready = (LogFile, Segment);
 
 /// The records of the next group.
 struct Plan {
@@ -110,7 +110,7 @@ impl Writer {
             self.switch(shared, bytes as u64).await?;
         }
         let current = &mut self.current;
-        let mut buffer = current.file.buffer(bytes);
+        let mut buffer = shared.disk.buffer(bytes);
         let head = {
             let mut state = shared.state.borrow_mut();
             // Another task's error may have ended the log while this one waited.
@@ -124,11 +124,13 @@ impl Writer {
                 segment_bytes: current.segment.bytes,
             };
             let records = state.pending.iter().take(plan.records);
-            write_group(buffer.bytes(), shared.spec.name, &head, records);
+            write_group(buffer.bytes_mut(), shared.spec.name, &head, records);
             state.pending.drain(..plan.records);
             head
         };
-        current.file.write(&current.segment.path, buffer, current.offset).await?;
+        let written = shared.disk.write(&current.file.0, buffer, current.offset).await;
+        let doing = || format!("writing {bytes} bytes at {}", current.offset);
+        written.map_err(|error| disk_failure(&current.segment.path, &doing(), &error))?;
         self.sequence += 1;
         current.offset += bytes as u64;
         current.segment.last = head.last();
@@ -176,7 +178,7 @@ impl Writer {
         };
         self.uses += 1;
         let next = Current::begin(shared, ready, self.uses);
-        let Current { file, segment, offset, .. } = std::mem::replace(&mut self.current, next);
+        let Current { segment, offset, .. } = std::mem::replace(&mut self.current, next);
         {
             let mut state = shared.state.borrow_mut();
             if offset == 0 {
@@ -185,9 +187,6 @@ impl Writer {
                 state.live.push_back(segment);
             }
             state.current_bytes = 0;
-        }
-        if let Ok(file) = Rc::try_unwrap(file) {
-            file.close().await;
         }
         Ok(())
     }
@@ -245,7 +244,7 @@ async fn ready_segment(shared: Rc<Shared>, bytes: u64) -> Result<Ready, Failure>
         }
     };
     let file = LogFile::open(&segment.path, spec.access, spec.mode == Durability::Sync).await?;
-    Ok((Rc::new(file), segment))
+    Ok((file, segment))
 }
 
 fn segment_path(spec: &super::LogSpec, number: u32) -> PathBuf {

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "sim")]
 mod newcomers;
+#[cfg(feature = "sim")]
 mod planted;
 mod recovery;
 

@@ -36,7 +36,14 @@ impl<P: Protocol> Read for Io<P> {
         let mut scratch = self.shard.web.scratch.borrow_mut();
         scratch.resize(READ_BYTES, 0);
         let spare = &mut scratch[..buffer.remaining().min(READ_BYTES)];
-        let bytes = ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, spare))?;
+        let read = Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, spare);
+        if read.is_pending()
+            && let Some(poller) = &self.shard.poller
+        {
+            // The kernel does not know yet that the next request is waited for.
+            poller.want_reactor();
+        }
+        let bytes = ready!(read)?;
         buffer.put_slice(&spare[..bytes]);
         if bytes > 0 {
             self.watch.received(|| self.shard.node.now());

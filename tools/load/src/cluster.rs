@@ -141,7 +141,7 @@ pub struct ClusterTarget {
     clients: Vec<Client>,
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
-    /// Lanes with requests that have not been written.
+    /// Lanes with requests that have not been written, as far as is known.
     dirty: Vec<bool>,
     all_polled: Instant,
 }
@@ -158,7 +158,6 @@ impl ClusterTarget {
 
     /// Receives on one lane, without waiting.
     fn poll_lane(&mut self, lane: usize, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), TargetError> {
-        self.dirty[lane] = false;
         let ended = self.clients[lane].poll(Duration::ZERO, &mut |completion: Completion<'_>| {
             answered(lane, completion.tag, answer_of(completion.outcome, completion.version));
         });
@@ -193,12 +192,16 @@ impl Target for ClusterTarget {
             self.all_polled = Instant::now();
             return (0..self.clients.len()).try_for_each(|lane| self.poll_lane(lane, answered));
         }
+        let mut wait = wait.min(POLL_ALL);
         for lane in 0..self.clients.len() {
-            if std::mem::take(&mut self.dirty[lane]) {
-                self.clients[lane].flush();
+            if self.dirty[lane] {
+                // What waits for company there must not wait any longer for this worker.
+                let held = self.clients[lane].flush();
+                self.dirty[lane] = held.is_some();
+                wait = held.map_or(wait, |held| wait.min(held));
             }
         }
-        self.wait(wait.min(POLL_ALL))?;
+        self.wait(wait)?;
         for event in 0..self.events.len() {
             self.poll_lane(self.events[event].data.u64() as usize, answered)?;
         }

@@ -21,8 +21,8 @@ pub const RULE: &str = "A difference is real if chance alone would make one as l
     (two-sided Mann-Whitney test of the valid runs, exact); its size is the median of the ratios of all pairs, with the interval \
     that holds the true one in at least 95 of 100 cases. Four runs of each are the fewest that can tell. Each comparison is judged \
     by itself: of many that chance alone made, one in twenty looks real.";
-/// Settings that say the same as others, or where files were: no difference between runs.
-const NO_SETTINGS: [&str; 4] = ["seed_addresses", "knobs.name", "knobs.purpose", "facts.node"];
+/// Settings that say the same as others, or where files were, or which draws were made: no difference between runs.
+const NO_SETTINGS: [&str; 5] = ["seed", "seed_addresses", "knobs.name", "knobs.purpose", "facts.node"];
 
 /// Why runs cannot be compared.
 #[derive(Debug, thiserror::Error)]

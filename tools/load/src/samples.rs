@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use rand::{Rng, rngs::SmallRng};
+use rand::{Rng, rngs::SmallRng, seq::SliceRandom};
 
 use crate::workload::salted;
 
@@ -42,13 +42,26 @@ impl Samples {
     }
 }
 
+/// The same share of what each worker has seen: the largest that all of them have kept.
+fn together(workers: Vec<Samples>) -> Vec<u64> {
+    let share = |samples: &Samples| samples.times_ns.len() as f64 / samples.seen.max(1) as f64;
+    let least = workers.iter().filter(|samples| samples.seen > 0).map(share).fold(1.0, f64::min);
+    let mut all = Vec::new();
+    for Samples { mut times_ns, seen, mut random, .. } in workers {
+        let count = ((seen as f64 * least).round() as usize).min(times_ns.len());
+        let (chosen, _) = times_ns.partial_shuffle(&mut random, count);
+        all.extend_from_slice(chosen);
+    }
+    all
+}
+
 /// Writes the samples of all workers, sorted, in milliseconds, one per line. Returns how many there are, and of how many.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write(path: &Path, workers: Vec<Samples>) -> std::io::Result<(u64, u64)> {
     let seen = workers.iter().map(|samples| samples.seen).sum();
-    let mut all: Vec<u64> = workers.into_iter().flat_map(|samples| samples.times_ns).collect();
+    let mut all = together(workers);
     all.sort_unstable();
     let mut out = BufWriter::new(File::create(path)?);
     for ns in &all {
@@ -71,6 +84,16 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(write(file.path(), workers.into()).unwrap(), (4, 4));
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "0.000070\n1.000000\n2.500000\n12000.000001\n");
+    }
+
+    #[test]
+    fn busy_and_idle_workers_are_represented_by_what_they_did() {
+        let (mut busy, mut idle) = (Samples::new(1000, 5), Samples::new(1000, 6));
+        (0..9_000).for_each(|_| busy.add(1));
+        (0..1_000).for_each(|_| idle.add(2));
+        let all = together(vec![busy, idle, Samples::new(1000, 7)]);
+        let of_idle = all.iter().filter(|ns| **ns == 2).count();
+        assert_eq!((all.len(), of_idle), (1111, 111));
     }
 
     #[test]

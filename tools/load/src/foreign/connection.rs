@@ -138,8 +138,13 @@ impl Connection {
         Ok(())
     }
 
-    /// The socket is ready for something: writes what there is, reads what there is, and passes answers on.
-    pub(super) fn on_ready(&mut self, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), Lost> {
+    /// The socket is ready for something: writes what there is, reads what there is, and passes answers on. If the other side
+    /// `has_ended` it, to the end, of which nothing else will tell.
+    pub(super) fn on_ready(
+        &mut self,
+        has_ended: bool,
+        answered: &mut dyn FnMut(usize, u64, Answer),
+    ) -> Result<(), Lost> {
         self.link = match std::mem::replace(&mut self.link, Link::Down(Instant::now())) {
             Link::Dialling(socket, since) => match sockopt::socket_error(&socket) {
                 Ok(Ok(())) if socket.peer_addr().is_ok() => Link::Up(socket),
@@ -148,11 +153,13 @@ impl Connection {
             },
             link => link,
         };
-        self.write()?;
-        self.read(answered)
+        // Answers that came before the end count, though nothing more can be written.
+        let written = self.write();
+        self.read(has_ended, answered)?;
+        written
     }
 
-    fn read(&mut self, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), Lost> {
+    fn read(&mut self, has_ended: bool, answered: &mut dyn FnMut(usize, u64, Answer)) -> Result<(), Lost> {
         loop {
             let Link::Up(socket) = &self.link else { return Ok(()) };
             self.received.reserve(READ_BYTES);
@@ -161,7 +168,7 @@ impl Connection {
                 Ok(0) => return Err(Lost::Closed),
                 Ok(bytes) => {
                     self.hear(answered)?;
-                    if bytes < room {
+                    if bytes < room && !has_ended {
                         return Ok(());
                     }
                 }

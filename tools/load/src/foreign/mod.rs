@@ -223,7 +223,7 @@ impl Lane {
 impl ForeignTarget {
     fn watch(&self, number: usize) -> Result<(), TargetError> {
         let Some(socket) = self.connections[number].socket() else { return Ok(()) };
-        let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         epoll::add(&self.epoll, socket, epoll::EventData::new_u64(number as u64), events)
             .map_err(|error| TargetError(format!("cannot wait for sockets: {error}")))
     }
@@ -298,7 +298,10 @@ impl Target for ForeignTarget {
         self.now = Instant::now();
         for event in 0..self.events.len() {
             let number = self.events[event].data.u64() as usize;
-            self.attend(number, answered, Connection::on_ready)?;
+            let over = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
+            let flags = self.events[event].flags;
+            let has_ended = flags.intersects(over);
+            self.attend(number, answered, |connection, answered| connection.on_ready(has_ended, answered))?;
         }
         Ok(())
     }

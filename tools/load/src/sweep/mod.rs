@@ -117,7 +117,7 @@ fn measure(
         let left = clock.left(order.len() - done, climbing.len() * scheme.repeats as usize);
         eprintln!("wpaxos-load: {name} at {}, run {number} of {}; {left}", grouped(level), scheme.repeats);
         let own = |ending: &str| scheme.args.out.join(format!("{name}-{level}-{number}.{ending}"));
-        let mut flags = scheme.flags(file, level);
+        let mut flags = scheme.flags(file, level, number as u32 - 1);
         flags.hdr = Some(own("hlog"));
         match execute(&Plan::from_args(&flags)?, interrupted) {
             // A run that was cut short says less than it seems to; it is not even saved.

@@ -89,6 +89,11 @@ impl Point {
         self.summary(throughput_of)
     }
 
+    /// Which part of what was offered was answered; 1 in a closed loop.
+    pub fn answered_share(&self) -> f64 {
+        self.summary(answered_share_of).0
+    }
+
     /// p99 of response time.
     pub fn p99_us(&self) -> (f64, (f64, f64)) {
         self.summary(p99_of)
@@ -109,6 +114,11 @@ impl Point {
         let (rate, p99) = (grouped(self.throughput().0.round() as u64), span(self.p99_us().0));
         format!("{} at {}: {rate} requests/s, p99 {p99}", self.variant, grouped(self.level))
     }
+}
+
+/// Of what was in fact offered: random arrivals are not exactly as many as asked for.
+fn answered_share_of(run: &RunReport) -> f64 {
+    run.offered_ops_per_s.filter(|offered| *offered > 0.0).map_or(1.0, |offered| throughput_of(run) / offered)
 }
 
 fn throughput_of(run: &RunReport) -> f64 {

@@ -6,7 +6,7 @@ use super::report::Point;
 use crate::{
     args::{RunArgs, SweepArgs},
     plan::{Extent, Plan, PlanError},
-    report::{grouped, span},
+    report::span,
 };
 
 /// In a closed loop, a point that brings less than this over the one before is behind the knee.
@@ -64,10 +64,11 @@ impl Knee {
             return Some(format!("p99 was {}, above {}", span(p99_us), span(self.p99_bound_us())));
         }
         match before {
-            _ if self.is_open => (rate < ACHIEVED * point.level as f64).then(|| {
-                let (answered, offered) = (grouped(rate.round() as u64), grouped(point.level));
-                format!("{answered} requests/s were answered, less than 99% of {offered}")
-            }),
+            _ if self.is_open => {
+                let share = point.answered_share();
+                (share < ACHIEVED)
+                    .then(|| format!("{:.1}% of what was offered was answered, less than 99%", share * 100.0))
+            }
             Some(before) => {
                 let gain = rate / before.throughput().0;
                 (gain < GAIN).then(|| format!("throughput changed by {:+.1}%", (gain - 1.0) * 100.0))
@@ -116,7 +117,7 @@ impl Scheme {
         // All that can be wrong is told before the first run.
         for (_, file) in &scheme.variants {
             for level in &scheme.levels {
-                let timing = Plan::from_args(&scheme.flags(file, *level))?.timing;
+                let timing = Plan::from_args(&scheme.flags(file, *level, 0))?.timing;
                 let measured = match timing.extent {
                     Extent::Time(duration) => duration,
                     Extent::Requests(_) => Duration::ZERO,
@@ -128,13 +129,15 @@ impl Scheme {
     }
 
     /// The flags of one run.
-    pub(super) fn flags(&self, tuning: &Path, level: u64) -> RunArgs {
+    /// What a run is made with: in each repeat other draws, which are the same for all tunings.
+    pub(super) fn flags(&self, tuning: &Path, level: u64, repeat: u32) -> RunArgs {
         let mut flags = RunArgs { tuning: vec![tuning.to_owned()], quiet: true, ..self.args.run.clone() };
         if self.knee.is_open {
             flags.rate = Some(level);
         } else {
             flags.concurrency = usize::try_from(level).ok();
         }
+        flags.seed = Some(flags.seed.unwrap_or(1).wrapping_add(u64::from(repeat)));
         flags
     }
 

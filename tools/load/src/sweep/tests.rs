@@ -59,8 +59,18 @@ fn the_knee_is_where_the_rule_says() {
     assert_eq!(closed.behind(Some(&low), &point("a", 4, &[900.0], 10_000.0)), None, "the bound itself is allowed");
     assert_eq!(closed.behind(Some(&low), &point("a", 4, &[900.0], 10_100.0)).unwrap(), "p99 was 10.1 ms, above 10 ms");
     let open = Knee { is_open: true, ..closed };
-    assert!(open.behind(None, &point("a", 1000, &[989.0], 100.0)).unwrap().contains("989 requests/s were answered"));
-    assert_eq!(open.behind(None, &point("a", 1000, &[991.0], 100.0)), None);
+    let offered = |rate: f64, offered: f64| {
+        let mut point = point("a", 1000, &[rate], 100.0);
+        point.runs[0].offered_ops_per_s = Some(offered);
+        point
+    };
+    assert!(open.behind(None, &offered(989.0, 1000.0)).unwrap().contains("98.9% of what was offered"));
+    assert_eq!(open.behind(None, &offered(991.0, 1000.0)), None);
+    assert_eq!(
+        open.behind(None, &offered(970.0, 975.0)),
+        None,
+        "random arrivals offer more or less than the level says"
+    );
     assert!(open.rule().contains("99%") && closed.rule().contains("10 ms"));
 }
 
