@@ -122,11 +122,16 @@ pub(super) fn over_time(report: &RunReport) -> String {
     )
 }
 
-/// Throughput by second of several runs, warm-up and cool-down left out.
+/// Throughput by second of several runs, warm-up and cool-down left out, and a last second that was measured in part.
 pub(super) fn rates_over_time(runs: &[(&str, &RunReport)]) -> String {
     let series = |(colour, (name, report)): (usize, &(&str, &RunReport))| {
-        let steady: Vec<Second> =
-            report.seconds.iter().filter(|second| second.phase == Phase::Steady).copied().collect();
+        let is_whole = |at: &&Second| (at.second + 1) as f64 <= report.measured_s + 0.05;
+        let steady = || report.seconds.iter().filter(|at| at.phase == Phase::Steady);
+        let steady: Vec<Second> = if steady().any(|at| is_whole(&at)) {
+            steady().filter(is_whole).copied().collect()
+        } else {
+            steady().copied().collect()
+        };
         let report = RunReport { seconds: steady, ..(*report).clone() };
         let line = line(colour, &report, ("answered", |at| at.answered as f64, count), false);
         let notes = line.notes.iter().map(|note| format!("{name}: {note}")).collect();
