@@ -3,7 +3,6 @@
 use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
-    pin::Pin,
     rc::Rc,
     sync::{Arc, mpsc},
     task::{Context, Poll},
@@ -138,7 +137,10 @@ async fn run<P, F>(
         tasks.push(glommio::spawn_local(web::answer_questions(Rc::clone(&this))));
     }
     let _ = tell.send(Ok(()));
-    Turns { shard: &this, alarm: None }.run().await;
+    if node.cluster.shards > 1 {
+        node.mailboxes.set_waker(shard, Some(poller.waker()));
+    }
+    Turns { shard: &this }.run().await;
     stop(&this, tasks).await;
     close(&node, wal).await;
 }
@@ -188,27 +190,17 @@ async fn stop<P: Protocol>(shard: &Rc<Shard<P>>, tasks: Vec<Task<()>>) {
     tracing::debug!(node = %shard.id(), shard = shard.shard.0, "stopped");
 }
 
-/// The turn task: runs a turn whenever something has come in or a time has come.
+/// The turn task: runs a turn whenever something has come in, or the executor's loop has found that one is due.
 struct Turns<'a, P> {
     shard: &'a Shard<P>,
-    alarm: Option<(Micros, Timer)>,
 }
 
 impl<P: Protocol> Turns<'_, P> {
-    async fn run(&mut self) {
-        let mut registered = false;
-        poll_fn(|context| {
-            if !registered && self.shard.node.cluster.shards > 1 {
-                registered = true;
-                let waker = self.shard.poller.as_ref().map_or_else(|| context.waker().clone(), |poller| poller.waker());
-                self.shard.node.mailboxes.set_waker(self.shard.shard, Some(waker));
-            }
-            self.poll(context)
-        })
-        .await;
+    async fn run(&self) {
+        poll_fn(|context| self.poll(context)).await;
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             self.shard.wake.take();
             let turn = self.shard.core.borrow_mut().turn();
@@ -217,29 +209,13 @@ impl<P: Protocol> Turns<'_, P> {
                 return Poll::Ready(());
             };
             self.shard.due_at.set(next);
-            let waits = self.poll_alarm(context, next).is_pending()
+            let waits = next > self.shard.node.now()
                 && self.shard.wake.poll(context).is_pending()
                 && (self.shard.node.cluster.shards == 1 || self.shard.node.mailboxes.sleep(self.shard.shard));
             if waits {
                 return Poll::Pending;
             }
         }
-    }
-
-    /// Has the task woken at `next`: by the executor's loop, where there is one. An alarm that is set for earlier is left as it
-    /// is: its turn will set the next one.
-    fn poll_alarm(&mut self, context: &mut Context<'_>, next: Micros) -> Poll<()> {
-        let now = self.shard.node.now();
-        if self.shard.poller.is_some() {
-            return if next <= now { Poll::Ready(()) } else { Poll::Pending };
-        }
-        if self.alarm.as_ref().is_some_and(|(at, _)| *at <= next && *at > now) {
-            return Poll::Pending;
-        }
-        let mut timer = Timer::new(Duration::from_micros(next.since(now)));
-        let state = Pin::new(&mut timer).poll(context);
-        self.alarm = state.is_pending().then_some((next, timer));
-        state.map(|_| ())
     }
 }
 
