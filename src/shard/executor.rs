@@ -1,7 +1,7 @@
 //! Starting a shard, running it, and stopping it.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, mpsc},
