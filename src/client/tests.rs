@@ -158,6 +158,23 @@ fn a_caller_who_was_away_finds_the_answers_that_waited() {
     assert_eq!(fake.seen().len(), 2);
 }
 
+/// Whoever waits elsewhere for many clients learns from `flush` when to come back.
+#[test]
+fn a_flush_says_how_long_a_request_may_wait_for_company_and_sends_it_then() {
+    let fake = three(|seen| if seen.nth == 0 { done() } else { Act::Ignore });
+    let mut client = Client::connect(Options { linger: SHORT, ..options(&fake) }).unwrap();
+    assert_eq!(outcome_of(&mut client, Action::Put(b"v")).0, "Done");
+    client.submit(Action::Put(b"v"), b"key", 1).unwrap();
+    assert_eq!(client.flush(), None, "no answer is on its way: it is sent");
+    client.submit(Action::Put(b"v"), b"key", 2).unwrap();
+    let held = client.flush().expect("an answer is on its way");
+    assert!(held <= SHORT, "{held:?}");
+    assert_eq!(client.counters().frames_sent, 2);
+    std::thread::sleep(held + Duration::from_millis(1));
+    assert_eq!(client.flush(), None);
+    assert_eq!(client.counters().frames_sent, 3, "it was sent though nothing came");
+}
+
 #[test]
 fn an_early_refusal_does_not_end_a_later_attempt() {
     let fake = three(|seen| match seen.nth {
