@@ -101,7 +101,7 @@ fn clients_leave_descriptors_to_logs_and_peers() {
     assert!(replicas.is_running(0), "{}", replicas.said(0));
     drop(crowd);
     eventually("others are served once those are gone", || {
-        let mut options = wpaxos::client::Options::to(&[replicas.native[0]]);
+        let mut options = wpaxos::client::Options::to([replicas.native[0]]);
         options.connect_timeout = Duration::from_secs(2);
         Client::connect(options).is_ok_and(|mut client| client.put(b"after", b"x").is_ok())
             && replicas.get(0, "/after").0 == 200
