@@ -20,7 +20,6 @@ use super::{
     object::{Source, TailEntry},
 };
 use crate::{
-    command::Command,
     protocol::{Micros, RecordId},
     topology::NodeIndex,
     wire::{self, Frame, FrameError, Kind},
@@ -172,7 +171,9 @@ impl WPaxos {
         let refusals: &[Refusal] = reader.take_many(place.refusals.get() as usize)?;
         reader.zero(place.reserved)?;
         let owner = usize::from(place.owner);
-        if owner >= self.links.len() || place.watermark.get() > place.last_seq.get() || !reader.is_empty() {
+        let (last_seq, watermark) = (reader.number(place.last_seq)?, place.watermark.get());
+        let stands = watermark <= last_seq && place.behind_from.get() <= watermark;
+        if owner >= self.links.len() || !stands || !reader.is_empty() {
             return Err(reader.wrong("it is no place in a stream"));
         }
         let mut inbound = Inbound::of(place.stream);
@@ -201,12 +202,11 @@ impl WPaxos {
         for seq in head.first_seq.get()..(head.first_seq.get() + entries).min(last_seq + 1) {
             let entry: &EntryHead = reader.take()?;
             let offset = reader.offset();
-            let bytes = reader.bytes(entry.command_bytes.get() as usize)?;
-            let command = Command::parse(bytes).map_err(|_| reader.wrong("an entry holds no valid command"))?;
+            let command = reader.entry(entry.command_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, entry.ballot)?;
+            let slot = reader.slot(entry.slot)?;
             if seq == self.inbound[owner.index()].last_seq + 1 {
                 let object = self.object_of(command.key());
-                let slot = entry.slot.get();
                 self.inbound[owner.index()].push(object, slot, ballot, offset, command.bytes().len());
             }
         }
@@ -220,27 +220,32 @@ impl WPaxos {
             let head: KeptHead = *reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let state = reader.state()?;
-            let promised = promise_from(&reader, head.promised_version, head.promised)?;
             let applied = reader.number(head.applied)?;
+            let state = reader.state(head.state_bytes, applied)?;
+            let promised = promise_from(&reader, head.promised_version, head.promised)?;
             let object = self.object_of(key);
             let known = &mut self.objects[object];
             (known.promised, known.applied, known.state) = (promised.max(known.promised), applied, state);
             for _ in 0..head.tail.get() {
-                self.restore_entry(now, object, &mut reader)?;
+                self.restore_entry(now, object, key, &mut reader)?;
             }
             self.note_version(object);
         }
         Ok(())
     }
 
-    fn restore_entry(&mut self, now: Micros, object: ObjectIndex, reader: &mut Reader<'_>) -> Result<(), FrameError> {
+    fn restore_entry(
+        &mut self,
+        now: Micros,
+        object: ObjectIndex,
+        key: &[u8],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), FrameError> {
         let head: KeptEntry = *reader.take()?;
         reader.zero(head.reserved)?;
-        let bytes = reader.bytes(head.command_bytes.get() as usize)?;
-        Command::parse(bytes).map_err(|_| reader.wrong("a tail entry holds no valid command"))?;
+        let bytes = reader.entry_of(key, head.command_bytes)?.bytes();
         let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
-        let (slot, decided) = (reader.number(head.slot)?, head.decided == 1);
+        let (slot, decided) = (reader.slot(head.slot)?, reader.flag(head.decided)?);
         let owner = NodeIndex(head.owner);
         let streams = self.inbound.get(owner.index());
         let in_stream = streams.is_some_and(|inbound| inbound.has(head.seq.get(), object, slot, ballot));

@@ -22,9 +22,9 @@ use crate::{
 const ORPHANS_PER_CHECK: usize = 1024;
 /// How many streams of one owner are remembered when they have ended, the last ones. Who is behind in one of these is shown
 /// all objects, and so learns what it missed in older ones too.
-const ENDED_MAX: usize = 8;
+pub(super) const ENDED_MAX: usize = 8;
 /// How many objects, and how many bytes of their states, are listed at a time.
-const LIST_OBJECTS: usize = 512;
+pub(super) const LIST_OBJECTS: usize = 512;
 const LIST_BYTES: usize = 1 << 20;
 /// The end of a list.
 const END: u32 = u32::MAX;
@@ -330,16 +330,20 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: &CompareHead = reader.take()?;
         reader.zero(head.reserved)?;
-        let mut rows = Vec::new();
-        while !reader.is_empty() {
+        let rows = reader.clone().rows(|reader| {
             let reached: &Reached = reader.take()?;
             reader.zero(reached.reserved)?;
             reader.number(reached.up_to)?;
             if usize::from(reached.owner) >= self.links.len() {
                 return Err(reader.wrong("it names a stream of nobody"));
             }
-            rows.push(*reached);
-        }
+            let own = NodeIndex(reached.owner) == self.config.me;
+            if reached.stream.version.get() > frame.config_version || (own && age(reached.stream) > age(self.stream.id)) {
+                return Err(reader.wrong("it names a stream that cannot be yet"));
+            }
+            Ok(*reached)
+        })?;
+        reader.at_most(rows.len(), (ENDED_MAX + 1) * self.links.len())?;
         Ok((*head, rows))
     }
 
@@ -440,23 +444,26 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: &ListHead = reader.take()?;
         let asked = head.asked.get();
+        let rows = reader.clone().rows(|reader| {
+            let row: &ListRow = reader.take()?;
+            reader.zero(row.reserved)?;
+            Ok((reader.key(row.key_bytes)?, reader.number(row.applied)?))
+        })?;
+        reader.at_most(rows.len(), LIST_OBJECTS)?;
         let Some(survey) = &mut self.converge.survey else { return Ok(()) };
         if survey.from != from || survey.due || survey.cursor != asked {
             return Ok(());
         }
         (survey.cursor, survey.due, survey.heard_at) = (head.next.get(), true, now);
-        while !reader.is_empty() {
-            let row: &ListRow = reader.take()?;
-            reader.zero(row.reserved)?;
-            let key = reader.key(row.key_bytes)?;
+        for (key, applied) in rows {
             let mine = self.objects.find(key).map_or(0, |object| self.objects[object].applied);
-            if mine < reader.number(row.applied)? {
+            if mine < applied {
                 let head = StateEntryHead {
                     applied: mine.into(),
                     promised: 0.into(),
                     promised_version: 0.into(),
                     state_bytes: 0.into(),
-                    key_bytes: row.key_bytes,
+                    key_bytes: (key.len() as u16).into(),
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;

@@ -11,7 +11,7 @@ use super::{
     Mutant, ObjectIndex, WPaxos,
     message::{ListHead, ListRequestBody, MergeRow, Reader, StateEntryHead},
     object::{Source, TailEntry},
-    phase1::{put_tail, read_tail_entry},
+    phase1::{put_tail, read_tail},
 };
 use crate::{
     protocol::{Micros, Outputs, RecordId},
@@ -139,12 +139,14 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: ListHead = *reader.take()?;
         let asked = head.asked.get();
-        let Some(page) = &mut self.versions.merge.page else { return Ok(()) };
+        let Some(page) = &self.versions.merge.page else { return Ok(()) };
         if page.from != from || page.due || page.cursor != asked {
             return Ok(());
         }
-        (page.cursor, page.due, page.heard_at) = (head.next.get(), true, now);
         self.take_rows(now, from, frame)?;
+        if let Some(page) = &mut self.versions.merge.page {
+            (page.cursor, page.due, page.heard_at) = (head.next.get(), true, now);
+        }
         if asked == END {
             let merge = &mut self.versions.merge;
             (merge.page, _) = (None, merge.done.insert(from));
@@ -170,17 +172,20 @@ impl WPaxos {
 
     /// Takes the rows of a page, as they came or from the log.
     pub(super) fn take_rows(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        self.log_received(from, frame);
         let mut reader = Reader::new(frame);
         let _: &ListHead = reader.take()?;
-        while !reader.is_empty() {
+        let rows = reader.clone().rows(|reader| {
             let row: &MergeRow = reader.take()?;
             reader.zero(row.reserved)?;
             let key = reader.key(row.key_bytes)?;
             let applied = reader.number(row.applied)?;
+            Ok((key, applied, read_tail(reader, frame, key, row.tail.get())?))
+        })?;
+        reader.at_most(rows.len(), PAGE_OBJECTS)?;
+        self.log_received(from, frame);
+        for (key, applied, tail) in rows {
             let object = self.object_of(key);
-            for _ in 0..row.tail.get() {
-                let (slot, reported) = read_tail_entry(&mut reader, frame)?;
+            for (slot, reported) in tail {
                 if self.config.has(Mutant::MergeWithoutTails) {
                     continue;
                 }
@@ -197,7 +202,7 @@ impl WPaxos {
                     promised: 0.into(),
                     promised_version: 0.into(),
                     state_bytes: 0.into(),
-                    key_bytes: row.key_bytes,
+                    key_bytes: (key.len() as u16).into(),
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;

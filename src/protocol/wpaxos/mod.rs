@@ -6,6 +6,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `message` | the sequence chart and the bytes |
+//! | `bounds` | how large everything may be |
 //! | `object` | what a node keeps per object |
 //! | `phase1` | taking an object: candidate and acceptor |
 //! | `phase2` | the accept stream: owner and receiver; `stream` and `inbound` are its two ends' memory |
@@ -24,6 +25,7 @@
 //! | `view` | what people ask about objects |
 
 mod ballot;
+mod bounds;
 mod catchup;
 mod checkpoint;
 mod config;
@@ -76,8 +78,6 @@ use crate::{
     wire::{Frame, FrameError, Kind},
 };
 
-/// A row of elements is cut into frames of about this many bytes.
-const SPLIT_BYTES: usize = 256 << 10;
 /// How often requests, orphans and distances are looked at, in microseconds.
 const CHECK_US: u64 = 25_000;
 
@@ -139,6 +139,7 @@ counters! {
     overloaded: "Requests refused because too much was in flight.",
     timeouts: "Requests that ended in a time-out.",
     phase1_started: "Phase 1 begun for an object.",
+    rounds_exhausted: "Phases 1 not begun because the object's round is at its largest number.",
     phase1_won: "Phase 1 ended in leading.",
     rejected: "Prepares of this node that were beaten.",
     prepares_repeated: "Prepares sent again.",

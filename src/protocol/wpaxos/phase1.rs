@@ -7,20 +7,26 @@ use zerocopy::IntoBytes;
 
 use super::{
     Ballot, Config, Link, ObjectIndex, RequestKey, Requests, Role, WPaxos,
-    message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
+    message::{
+        NUMBER_MAX, PrepareHead, PromiseHead, ROUND_MAX, Reader, RejectHead, TailHead, ballot_from, earlier_ballot, put_state,
+    },
     object::{Leading, TailEntry},
 };
 use crate::{
-    command::{Action, Command, NewCommand},
+    command::{Action, NewCommand},
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     store::ObjectState,
     topology::{NodeIndex, NodeSet},
-    wire::{Frame, FrameError, Kind},
+    wire::{ENTRIES_OPEN_MAX, Frame, FrameError, Kind},
 };
 
 /// Slots that can be open at once: far more than the bound on what is uncommitted allows.
 const SLOTS_OPEN_MAX: u64 = 1 << 20;
+
+/// How many entries of this node's stream may be open once it leads one object more: the rest is for what it leads already.
+const ENTRIES_LED_MAX: u64 = ENTRIES_OPEN_MAX as u64 / 4 * 3;
+const _: () = assert!(SLOTS_OPEN_MAX < ENTRIES_LED_MAX);
 
 /// How many requests a candidacy may hold before it looks which of them have ended.
 const SWEEP_MIN: usize = 64;
@@ -53,6 +59,9 @@ pub(super) struct Reported {
     pub(super) command: Bytes,
 }
 
+/// A promise: of which object and ballot, what is executed with its state if that is told, and the tail.
+type PromiseRow = (ObjectIndex, Ballot, (u64, Option<ObjectState>), Vec<(u64, Reported)>);
+
 impl Preparing {
     /// Holds a request until the candidacy has ended; it may last much longer than requests do.
     pub(super) fn hold(&mut self, requests: &mut Requests, request: RequestKey) {
@@ -71,6 +80,11 @@ impl WPaxos {
     pub(super) fn start_phase1(&mut self, now: Micros, object: ObjectIndex, request: Option<RequestKey>) {
         assert!(self.objects[object].is_idle(), "a node that leads or prepares does not start again");
         let round = self.objects[object].promised.round() + 1;
+        if round >= ROUND_MAX {
+            // No ballot above it can be told: nobody takes the object any more, and requests for it end in time-outs.
+            self.counters.rounds_exhausted += 1;
+            return;
+        }
         let ballot = Ballot::new(self.config.version, round, self.config.my_id());
         let retry_at = now.plus(self.prepare_patience());
         let asked = |link: &Link| if link.is_up() { link.connection() } else { 0 };
@@ -131,24 +145,28 @@ impl WPaxos {
 
     /// Phase 1b at the candidate: promises for *this* ballot count, each with state and tail.
     pub(super) fn on_promises(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
-            let head: &PromiseHead = reader.take()?;
-            reader.zero(head.reserved)?;
-            let key = reader.key(head.key_bytes)?;
-            let state = if head.state_bytes.get() > 0 { Some(reader.state()?) } else { None };
-            let mut reported = Vec::new();
-            for _ in 0..head.tail.get() {
-                reported.push(read_tail_entry(&mut reader, frame)?);
-            }
-            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
-            let Some(object) = self.objects.find(key) else {
-                return Err(reader.wrong("it promises an object that was never asked for"));
-            };
-            let applied = reader.number(head.applied)?;
-            self.on_promise(now, from, object, ballot, (applied, state), reported);
+        let rows = Reader::new(frame).rows(|reader| self.take_promise(reader, frame))?;
+        for (object, ballot, state, reported) in rows {
+            self.on_promise(now, from, object, ballot, state, reported);
         }
         Ok(())
+    }
+
+    fn take_promise(&self, reader: &mut Reader<'_>, frame: &Frame) -> Result<PromiseRow, FrameError> {
+        let head: PromiseHead = *reader.take()?;
+        reader.zero(head.reserved)?;
+        let key = reader.key(head.key_bytes)?;
+        let applied = reader.number(head.applied)?;
+        let with_state = head.state_bytes.get() > 0;
+        let state = if with_state { Some(reader.state(head.state_bytes, applied)?) } else { None };
+        let reported = read_tail(reader, frame, key, head.tail.get())?;
+        let ballot = ballot_from(reader, frame.config_version, head.ballot)?;
+        if reported.iter().any(|(_, entry)| entry.ballot > ballot) {
+            return Err(reader.wrong("it promises a ballot below one that it has accepted at"));
+        }
+        let object = self.objects.find(key);
+        let object = object.ok_or_else(|| reader.wrong("it promises an object that was never asked for"))?;
+        Ok((object, ballot, (applied, state), reported))
     }
 
     fn on_promise(
@@ -209,8 +227,9 @@ impl WPaxos {
         }
         let applied = self.objects[object].applied;
         let highest = preparing.reported.keys().next_back().copied().unwrap_or(0).max(applied);
-        if highest - applied > SLOTS_OPEN_MAX {
-            // Somebody reports a slot that cannot be: better no owner than endless no-ops.
+        let open = self.stream.last_seq() - self.stream.committed + (highest - applied);
+        if highest - applied > SLOTS_OPEN_MAX || open > ENTRIES_LED_MAX {
+            // Somebody reports a slot that cannot be, or nothing is committed any more: better no owner than endless no-ops.
             self.orphaned_requests.extend(preparing.waiting);
             return;
         }
@@ -223,7 +242,7 @@ impl WPaxos {
             let answered = if wrongly { preparing.waiting.pop() } else { None };
             self.take_over_slot(now, object, slot, reported, answered.unwrap_or(RequestKey::NONE));
         }
-        if installed && highest == applied && !self.config.has(Mutant::InstalledUntold) {
+        if installed && highest == applied && highest + 1 < NUMBER_MAX && !self.config.has(Mutant::InstalledUntold) {
             // Whose stream decided what was installed may have ended: others that lack it learn so from a slot above it.
             let Role::Leading(leading) = &mut self.objects[object].role else { unreachable!("it leads") };
             leading.next_slot += 1;
@@ -275,12 +294,7 @@ impl WPaxos {
 
     /// A Prepare was beaten: the winner's ballot is known now, and requests go to it.
     pub(super) fn on_rejects(&mut self, now: Micros, frame: &Frame) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
-            let head: &RejectHead = reader.take()?;
-            reader.zero(head.reserved)?;
-            let key = reader.key(head.key_bytes)?;
-            let higher = ballot_from(&reader, frame.config_version, head.higher)?;
+        for (key, higher) in read_rejects(frame)? {
             if let Some(object) = self.objects.find(key) {
                 self.counters.rejected += 1;
                 self.hear(now, object, higher);
@@ -357,18 +371,21 @@ impl WPaxos {
             // Once it votes, it is asked again.
             return Ok(());
         }
-        self.log_received(from, frame);
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let candidate = self.config.nodes[from.index()];
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &PrepareHead = reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
-            if ballot.owner() != Some(self.config.nodes[from.index()]) {
+            let ballot = ballot_from(reader, frame.config_version, head.ballot)?;
+            if ballot.owner() != Some(candidate) {
                 return Err(reader.wrong("it asks for somebody else's ballot"));
             }
+            Ok((key, ballot, reader.number(head.applied)?))
+        })?;
+        self.log_received(from, frame);
+        for (key, ballot, applied) in rows {
             let object = self.object_of(key);
-            self.on_prepare(now, from, object, ballot, head.applied.get());
+            self.on_prepare(now, from, object, ballot, applied);
         }
         Ok(())
     }
@@ -469,15 +486,34 @@ pub(super) fn put_tail(buffer: &mut BytesMut, entry: &TailEntry, command: &[u8])
     buffer.extend_from_slice(command);
 }
 
-pub(super) fn read_tail_entry(reader: &mut Reader<'_>, frame: &Frame) -> Result<(u64, Reported), FrameError> {
-    let head: &TailHead = reader.take()?;
-    reader.zero(head.reserved)?;
-    let bytes = reader.bytes(head.command_bytes.get() as usize)?;
-    Command::parse(bytes).map_err(|_| reader.wrong("a tail entry holds no valid command"))?;
-    if head.decided > 1 || head.slot.get() == 0 {
-        return Err(reader.wrong("a tail entry is out of range"));
+/// A tail of so many entries: slots rise, and every command is the object's.
+pub(super) fn read_tail(
+    reader: &mut Reader<'_>,
+    frame: &Frame,
+    key: &[u8],
+    entries: u32,
+) -> Result<Vec<(u64, Reported)>, FrameError> {
+    let mut tail: Vec<(u64, Reported)> = Vec::new();
+    for _ in 0..entries {
+        let head: &TailHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let command = frame.bytes.slice_ref(reader.entry_of(key, head.command_bytes)?.bytes());
+        let ballot = earlier_ballot(reader, frame, head.ballot_version, head.ballot)?;
+        let (slot, decided) = (reader.slot(head.slot)?, reader.flag(head.decided)?);
+        if tail.last().is_some_and(|(last, _)| *last >= slot) {
+            return Err(reader.wrong("the slots of a tail do not rise"));
+        }
+        tail.push((slot, Reported { ballot, decided, command }));
     }
-    let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
-    let command = frame.bytes.slice_ref(bytes);
-    Ok((reader.number(head.slot)?, Reported { ballot, decided: head.decided == 1, command }))
+    Ok(tail)
+}
+
+/// Objects, each with a ballot that beat another.
+pub(super) fn read_rejects(frame: &Frame) -> Result<Vec<(&[u8], Ballot)>, FrameError> {
+    Reader::new(frame).rows(|reader| {
+        let head: &RejectHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let key = reader.key(head.key_bytes)?;
+        Ok((key, ballot_from(reader, frame.config_version, head.higher)?))
+    })
 }

@@ -189,13 +189,16 @@ impl WPaxos {
         let head: &RoundHead = reader.take()?;
         let number = head.round.get();
         let Some(place) = self.reads.rounds.iter().position(|round| round.number == number) else { return Ok(()) };
-        while !reader.is_empty() {
+        let objects = &self.reads.rounds[place].objects;
+        let objections = reader.rows(|reader| {
             let objection: &Objection = reader.take()?;
-            let ballot = ballot_from(&reader, frame.config_version, objection.ballot)?;
-            let objects = &self.reads.rounds[place].objects;
-            let Some(&(object, _)) = objects.get(objection.index.get() as usize) else {
-                return Err(reader.wrong("it objects to what was not asked"));
-            };
+            reader.zero(objection.reserved)?;
+            let ballot = ballot_from(reader, frame.config_version, objection.ballot)?;
+            let object = objects.get(objection.index.get() as usize);
+            let (object, _) = object.ok_or_else(|| reader.wrong("it objects to what was not asked"))?;
+            Ok((*object, ballot))
+        })?;
+        for (object, ballot) in objections {
             if !self.config.has(Mutant::ObjectionsIgnored) {
                 self.hear(now, object, ballot);
             }
