@@ -3,11 +3,7 @@
 use std::path::Path;
 
 use super::{ConfigError, FieldError, parse, read};
-use crate::{
-    protocol::IDLE_TICK_US,
-    tuning::Tuning,
-    wire,
-};
+use crate::{protocol::IDLE_TICK_US, tuning::Tuning, wire};
 
 /// An hour: no timer means longer.
 const TIMER_US_MAX: u64 = 3_600_000_000;

@@ -15,9 +15,9 @@
 //! [`super::message::Reader`] checks them, whoever the frame is from: a peer, the log, a checkpoint.
 
 use super::message::{
-    BatchHead, EntryHead, ForwardHead, ForwardReplyHead, KeptEntry, KeptHead, KeyBallotHead, ListHead, ListRow, MergeRow,
-    Objection, PrepareHead, PromiseHead, Refusal, RejectHead, SessionBody, Standing, StateEntryHead, StateHead,
-    StreamPlace, TailHead,
+    BatchHead, EntryHead, ForwardHead, ForwardReplyHead, KeptEntry, KeptHead, KeyBallotHead, ListHead, ListRow,
+    MergeRow, Objection, PrepareHead, PromiseHead, Refusal, RejectHead, SessionBody, Standing, StateEntryHead,
+    StateHead, StreamPlace, TailHead,
 };
 use crate::{
     command::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX},
@@ -31,8 +31,7 @@ pub const NUMBER_MAX: u64 = 1 << 60;
 pub const ROUND_MAX: u64 = 1 << 47;
 
 /// An object's largest state.
-const STATE_BYTES_MAX: usize =
-    size_of::<StateHead>() + VALUE_BYTES_MAX + SESSIONS_MAX * size_of::<SessionBody>();
+const STATE_BYTES_MAX: usize = size_of::<StateHead>() + VALUE_BYTES_MAX + SESSIONS_MAX * size_of::<SessionBody>();
 
 /// The largest row of `head` bytes with a key.
 const fn keyed(head: usize) -> usize {

@@ -338,7 +338,8 @@ impl WPaxos {
                 return Err(reader.wrong("it names a stream of nobody"));
             }
             let own = NodeIndex(reached.owner) == self.config.me;
-            if reached.stream.version.get() > frame.config_version || (own && age(reached.stream) > age(self.stream.id)) {
+            if reached.stream.version.get() > frame.config_version || (own && age(reached.stream) > age(self.stream.id))
+            {
                 return Err(reader.wrong("it names a stream that cannot be yet"));
             }
             Ok(*reached)
@@ -432,7 +433,7 @@ impl WPaxos {
             }
         }
         let next = if next >= self.objects.len() { END } else { next as u32 };
-        let head = ListHead { asked: body.cursor, next: next.into() };
+        let head = ListHead { asked: body.cursor, next: next.into(), more: 0, reserved: [0; 3] };
         self.links[from.index()].flush(self.logged, out);
         self.links[from.index()].send(Kind::List, &[head.as_bytes(), &rows].concat(), RecordId(0), out);
         Ok(())
@@ -444,6 +445,10 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: &ListHead = reader.take()?;
         let asked = head.asked.get();
+        reader.zero(head.reserved)?;
+        if reader.flag(head.more)? {
+            return Err(reader.wrong("a list has one frame for each page"));
+        }
         let rows = reader.clone().rows(|reader| {
             let row: &ListRow = reader.take()?;
             reader.zero(row.reserved)?;

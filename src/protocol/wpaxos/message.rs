@@ -181,8 +181,12 @@ layout! {
         tail: U32,
         /// Bytes of key.
         key_bytes: U16,
+        /// 1 if the tail goes on in the next part, a row of its own.
+        more: u8,
         /// Must be 0.
-        reserved: [u8; 6],
+        reserved: u8,
+        /// Which part of the promise, from 0; the state is in the first. A promise counts once all its parts have come.
+        part: U32,
     }
 }
 
@@ -315,12 +319,16 @@ layout! {
 }
 
 layout! {
-    /// Heads a List.
-    ListHead, 8 {
+    /// Heads a List or a Merge.
+    ListHead, 12 {
         /// The place that was asked for.
         asked: U32,
         /// The place to ask for next; all ones at the end.
         next: U32,
+        /// 1 if the page goes on in the next frame.
+        more: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
     }
 }
 
@@ -456,7 +464,7 @@ layout! {
 }
 
 layout! {
-    /// An object in a Merge; key and tail follow.
+    /// An object in a Merge, or one more part of its tail; key and tail follow.
     MergeRow, 16 {
         /// What is executed.
         applied: U64,
@@ -504,8 +512,12 @@ layout! {
         tail: U32,
         /// Bytes of key.
         key_bytes: U16,
+        /// 1 if the tail goes on in the next part, a row of its own.
+        more: u8,
         /// Must be 0.
-        reserved: [u8; 6],
+        reserved: u8,
+        /// Which part of the object, from 0; the state is in the first.
+        part: U32,
     }
 }
 

@@ -180,6 +180,8 @@ pub struct WPaxos {
     /// Configuration versions, and what this node may do in its own.
     versions: Versions,
     restore: checkpoint::Restore,
+    /// Frames of a checkpoint behind the one that was given last: parts of one object.
+    unwritten: VecDeque<Bytes>,
     takeover: takeover::Takeover,
 
     /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
@@ -239,6 +241,7 @@ impl WPaxos {
             replaying: false,
             versions: Versions::new(nodes, config.version, config.founded.as_ref()),
             restore: checkpoint::Restore::default(),
+            unwritten: VecDeque::new(),
             takeover: takeover::Takeover::default(),
             eager: NodeSet::EMPTY,
             all_eager: true,
@@ -477,6 +480,7 @@ impl Protocol for WPaxos {
 
     fn begin_checkpoint(&mut self, frames: &mut Vec<Bytes>) {
         assert!(self.records.is_empty(), "a checkpoint stands between two turns");
+        self.unwritten.clear();
         self.put_standing(frames);
     }
 
@@ -503,7 +507,7 @@ impl Protocol for WPaxos {
 
     fn on_tick(&mut self, now: Micros, out: &mut Outputs) {
         self.send_heartbeats(now, out);
-        self.check_candidacies(now);
+        self.check_candidacies(now, out);
         self.check_gaps(now);
         self.check_rounds(now, out);
         self.pump_catch_up(out);

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use zerocopy::IntoBytes;
+use smallvec::SmallVec;
+use zerocopy::{IntoBytes, little_endian::U32};
 
 use super::{
     Ballot, Config, Link, ObjectIndex, RequestKey, Requests, Role, WPaxos,
     message::{
-        NUMBER_MAX, PrepareHead, PromiseHead, ROUND_MAX, Reader, RejectHead, TailHead, ballot_from, earlier_ballot, put_state,
+        NUMBER_MAX, PrepareHead, PromiseHead, ROUND_MAX, Reader, RejectHead, TailHead, ballot_from, earlier_ballot,
+        put_state,
     },
     object::{Leading, TailEntry},
 };
@@ -18,7 +20,7 @@ use crate::{
     protocol::{Micros, Outputs, RecordId},
     store::ObjectState,
     topology::{NodeIndex, NodeSet},
-    wire::{ENTRIES_OPEN_MAX, Frame, FrameError, Kind},
+    wire::{ENTRIES_OPEN_MAX, Frame, FrameError, Kind, SPLIT_BYTES},
 };
 
 /// Slots that can be open at once: far more than the bound on what is uncommitted allows.
@@ -36,6 +38,8 @@ const SWEEP_MIN: usize = 64;
 pub(super) struct Preparing {
     /// Who has promised this ballot, this node included once its own promise is durable.
     answered: NodeSet,
+    /// Promises of which only some parts have come: whose, on which connection, and the part that comes next.
+    partial: SmallVec<[(NodeIndex, u64, u32); 1]>,
     /// The most advanced state that was reported, if it is ahead of this node's.
     best: Option<(u64, ObjectState)>,
     /// Per slot what acceptors reported: a decision, or else the command with the highest ballot.
@@ -59,10 +63,32 @@ pub(super) struct Reported {
     pub(super) command: Bytes,
 }
 
-/// A promise: of which object and ballot, what is executed with its state if that is told, and the tail.
-type PromiseRow = (ObjectIndex, Ballot, (u64, Option<ObjectState>), Vec<(u64, Reported)>);
+/// A promise, or a part of one, as it was read.
+struct PromiseRow {
+    object: ObjectIndex,
+    ballot: Ballot,
+    applied: u64,
+    state: Option<ObjectState>,
+    reported: Vec<(u64, Reported)>,
+    part: u32,
+    more: bool,
+}
 
 impl Preparing {
+    /// Whether this part of an acceptor's promise goes on where the last one ended, on the same connection. The first part
+    /// begins the promise anew.
+    fn follows(&mut self, from: NodeIndex, connection: u64, part: u32, more: bool) -> bool {
+        let place = self.partial.iter().position(|(node, ..)| *node == from);
+        let expected = place.map(|place| self.partial.swap_remove(place)).filter(|(_, on, _)| *on == connection);
+        if part > 0 && expected.is_none_or(|(_, _, next)| next != part) {
+            return false;
+        }
+        if more {
+            self.partial.push((from, connection, part + 1));
+        }
+        true
+    }
+
     /// Holds a request until the candidacy has ended; it may last much longer than requests do.
     pub(super) fn hold(&mut self, requests: &mut Requests, request: RequestKey) {
         if self.waiting.len() >= self.sweep_at {
@@ -94,6 +120,7 @@ impl WPaxos {
         known.promised = ballot;
         known.role = Role::Preparing(Box::new(Preparing {
             answered: NodeSet::EMPTY,
+            partial: SmallVec::new(),
             best: None,
             reported: BTreeMap::new(),
             waiting: request.into_iter().collect(),
@@ -145,14 +172,14 @@ impl WPaxos {
 
     /// Phase 1b at the candidate: promises for *this* ballot count, each with state and tail.
     pub(super) fn on_promises(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        let rows = Reader::new(frame).rows(|reader| self.take_promise(reader, frame))?;
-        for (object, ballot, state, reported) in rows {
-            self.on_promise(now, from, object, ballot, state, reported);
+        let rows = Reader::new(frame).rows(|reader| self.read_promise(reader, frame))?;
+        for row in rows {
+            self.on_promise(now, from, row);
         }
         Ok(())
     }
 
-    fn take_promise(&self, reader: &mut Reader<'_>, frame: &Frame) -> Result<PromiseRow, FrameError> {
+    fn read_promise(&self, reader: &mut Reader<'_>, frame: &Frame) -> Result<PromiseRow, FrameError> {
         let head: PromiseHead = *reader.take()?;
         reader.zero(head.reserved)?;
         let key = reader.key(head.key_bytes)?;
@@ -166,25 +193,26 @@ impl WPaxos {
         }
         let object = self.objects.find(key);
         let object = object.ok_or_else(|| reader.wrong("it promises an object that was never asked for"))?;
-        Ok((object, ballot, (applied, state), reported))
+        let (part, more) = (head.part.get(), reader.flag(head.more)?);
+        if (part > 0 && with_state) || (more && reported.is_empty()) {
+            return Err(reader.wrong("it is no part of a promise"));
+        }
+        Ok(PromiseRow { object, ballot, applied, state, reported, part, more })
     }
 
-    fn on_promise(
-        &mut self,
-        now: Micros,
-        from: NodeIndex,
-        object: ObjectIndex,
-        ballot: Ballot,
-        (applied, state): (u64, Option<ObjectState>),
-        reported: Vec<(u64, Reported)>,
-    ) {
+    fn on_promise(&mut self, now: Micros, from: NodeIndex, row: PromiseRow) {
+        let PromiseRow { object, ballot, applied, state, reported, part, more } = row;
+        let connection = self.links[from.index()].connection();
         let known = &mut self.objects[object];
         if known.promised != ballot && !self.config.has(Mutant::PromiseOfAnotherBallot) {
             return;
         }
         let Role::Preparing(preparing) = &mut known.role else { return };
-        if applied > known.applied && state.is_none() {
+        if part == 0 && applied > known.applied && state.is_none() {
             // Its watermark without its state: it cannot be counted, what it executed would be lost.
+            return;
+        }
+        if !preparing.follows(from, connection, part, more) {
             return;
         }
         let first_only = self.config.has(Mutant::FirstStateTaken);
@@ -193,11 +221,14 @@ impl WPaxos {
         {
             preparing.best = Some((applied, state));
         }
+        // Parts tell nothing but what was accepted or decided: the more a candidate knows, whoever counts, the better.
         for (slot, entry) in reported {
             preparing.merge(&self.config, slot, entry);
         }
-        preparing.answered.insert(from);
-        self.try_to_lead(now, object);
+        if !more {
+            preparing.answered.insert(from);
+            self.try_to_lead(now, object);
+        }
     }
 
     /// Leads with a Q1 of promises. This node's own need not be among them: a promise that came back proves that the Prepare
@@ -304,15 +335,15 @@ impl WPaxos {
     }
 
     /// Sends Prepares again to those that have not answered and were asked on a connection that is gone, if at all: at once
-    /// when a link comes up, and after a random, growing time. A candidacy ends by being won or beaten only: others may rely
+    /// when a link comes up, and after a random, growing time; a link without room is left for later. A candidacy ends by being won or beaten only: others may rely
     /// on it to decide what it found.
-    pub(super) fn check_candidacies(&mut self, now: Micros) {
+    pub(super) fn check_candidacies(&mut self, now: Micros, out: &Outputs) {
         while let Some(&(at, object)) = self.prepare_timers.first() {
             if at > now {
                 break;
             }
             self.prepare_timers.pop_first();
-            self.retry_prepare(now, at, object);
+            self.retry_prepare(now, at, object, out);
         }
     }
 
@@ -336,7 +367,7 @@ impl WPaxos {
         }
     }
 
-    fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex) {
+    fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex, out: &Outputs) {
         let patience = self.prepare_patience();
         let timers = &self.config.timers;
         let jitter = self.random.next();
@@ -353,7 +384,8 @@ impl WPaxos {
         let head = prepare_head(known.promised, known.applied, &known.key);
         for (node, link) in self.links.iter_mut().enumerate() {
             let is_new = link.is_up() && link.connection() != preparing.asked[node];
-            if is_new && !preparing.answered.contains(NodeIndex(node as u8)) {
+            let has_room = out.room[node] > 0;
+            if is_new && has_room && !preparing.answered.contains(NodeIndex(node as u8)) {
                 preparing.asked[node] = link.connection();
                 link.put(Kind::Prepare, &head, &[&known.key]);
                 self.counters.prepares_repeated += 1;
@@ -406,35 +438,44 @@ impl WPaxos {
         self.send_promise(from, object, ballot, applied);
     }
 
-    /// The whole promise: watermark, state if the candidate's is older, and every slot above it, decided ones too.
+    /// The whole promise: watermark, state if the candidate's is older, and every slot above it, decided ones too; in several
+    /// parts if the tail is long.
     fn send_promise(&mut self, to: NodeIndex, object: ObjectIndex, ballot: Ballot, candidate_applied: u64) {
         let known = &self.objects[object];
         let (stream, inbound) = (&self.stream, &self.inbound);
         let without_decided = self.config.has(Mutant::PromiseWithoutDecided);
         let without_state = self.config.has(Mutant::PromiseWithoutState);
         let applied = if without_state { known.applied.min(candidate_applied) } else { known.applied };
-        let tail = || known.tail.iter().filter(|entry| !(without_decided && entry.decided));
-        let reported = if without_decided { tail().count() } else { known.tail.len() };
-        self.links[to.index()].put_with(Kind::Promise, |buffer| {
-            let start = buffer.len();
-            let mut head = PromiseHead {
-                ballot: ballot.number.into(),
-                applied: applied.into(),
-                state_bytes: 0.into(),
-                tail: (reported as u32).into(),
-                key_bytes: (known.key.len() as u16).into(),
-                reserved: [0; 6],
-            };
-            buffer.extend_from_slice(head.as_bytes());
-            buffer.extend_from_slice(&known.key);
-            if applied > candidate_applied {
-                head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+        let mut tail = known.tail.iter().filter(|entry| !(without_decided && entry.decided)).peekable();
+        let link = &mut self.links[to.index()];
+        let (mut part, mut more) = (0u32, link.is_up());
+        while more {
+            link.put_with(Kind::Promise, |buffer| {
+                let start = buffer.len();
+                let mut head = PromiseHead {
+                    ballot: ballot.number.into(),
+                    applied: applied.into(),
+                    state_bytes: 0.into(),
+                    tail: 0.into(),
+                    key_bytes: (known.key.len() as u16).into(),
+                    more: 0,
+                    reserved: 0,
+                    part: part.into(),
+                };
+                buffer.extend_from_slice(head.as_bytes());
+                buffer.extend_from_slice(&known.key);
+                if part == 0 && applied > candidate_applied {
+                    head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+                }
+                head.tail = put_tail_part(buffer, &mut tail, |buffer, entry| {
+                    put_tail(buffer, entry, super::command_of(stream, inbound, &entry.source).bytes());
+                });
+                more = tail.peek().is_some();
+                head.more = more.into();
                 buffer[start..start + size_of::<PromiseHead>()].copy_from_slice(head.as_bytes());
-            }
-            tail().for_each(|entry| {
-                put_tail(buffer, entry, super::command_of(stream, inbound, &entry.source).bytes());
             });
-        });
+            part += 1;
+        }
     }
 }
 
@@ -470,6 +511,22 @@ pub(super) fn reject_head(ballot: Ballot, higher: Ballot, key: &[u8]) -> RejectH
         key_bytes: (key.len() as u16).into(),
         reserved: [0; 6],
     }
+}
+
+/// Appends so many entries of a tail as go into one row, and says how many.
+pub(super) fn put_tail_part<'a>(
+    buffer: &mut BytesMut,
+    tail: &mut impl Iterator<Item = &'a TailEntry>,
+    mut put: impl FnMut(&mut BytesMut, &TailEntry),
+) -> U32 {
+    let (start, mut entries) = (buffer.len(), 0u32);
+    while buffer.len() - start < SPLIT_BYTES
+        && let Some(entry) = tail.next()
+    {
+        put(buffer, entry);
+        entries += 1;
+    }
+    entries.into()
 }
 
 /// Appends a tail entry.

@@ -63,10 +63,11 @@ impl WPaxos {
         self.stream.open_bytes() >= limits.bytes_max || self.stream.open_entries() >= limits.entries_max
     }
 
-    /// Freezes the open batch: from here on the same bytes go to every peer and to the log.
+    /// Freezes the open batch: from here on the same bytes go to every peer and to the log. More frames follow if one cannot
+    /// list everything that is withdrawn below the watermark.
     pub(super) fn seal_batch(&mut self) {
         let (shard, version) = (self.config.shard, self.config.version);
-        if let Some(frame) = self.stream.seal(shard, version) {
+        while let Some(frame) = self.stream.seal(shard, version) {
             self.counters.batches += 1;
             let record = self.log_own(frame);
             self.own_records.push_back((record, super::OwnRecord::Stream(self.stream.sealed_seq())));
@@ -227,8 +228,8 @@ impl WPaxos {
     /// A receiver that follows a stream of an earlier boot of this node learns that it has ended.
     fn announce_stream(&mut self, to: NodeIndex, followed: StreamId, out: &mut Outputs) {
         if followed.boot.get() > 0 && self.stream.trimmed == 0 {
-            let frame = self.stream.commit_frame(0, 0, self.config.shard, self.config.version);
-            out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
+            let frames = self.stream.commit_frames(0, 0, self.config.shard, self.config.version);
+            out.sends.extend(frames.into_iter().map(|frame| crate::protocol::Send { to, frame, after: RecordId(0) }));
         }
     }
 
@@ -351,8 +352,8 @@ impl WPaxos {
         link.catch_up = (from_seq > 0).then_some(super::link::CatchUp { from_seq, cursor: 0 });
         let commit_to = self.stream.committed.min(position);
         if commit_to > passed && !self.config.has(Mutant::ExceptionsSkipped) {
-            let frame = self.stream.commit_frame(passed, commit_to, shard, version);
-            out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
+            let frames = self.stream.commit_frames(passed, commit_to, shard, version).into_iter();
+            out.sends.extend(frames.map(|frame| crate::protocol::Send { to, frame, after: RecordId(0) }));
         }
         (link.sent_seq, link.sent_commit) = (position, passed.max(commit_to));
         link.next_frame = Some(self.stream.frame_after(position));

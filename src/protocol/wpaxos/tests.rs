@@ -1,6 +1,7 @@
 //! Directed tests: what each message does, on clusters whose links the test holds in its hands. What only many histories
 //! find is in `crate::sim`.
 
+mod encoding;
 #[cfg(feature = "sim")]
 mod newcomers;
 #[cfg(feature = "sim")]
