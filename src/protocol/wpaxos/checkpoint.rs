@@ -232,9 +232,14 @@ impl WPaxos {
         let Some((owner, last_seq)) = self.restore.stream else {
             return Err(reader.wrong("it belongs to no stream"));
         };
+        let first = reader.number(head.first_seq)?;
+        let end = (first + entries).min(last_seq + 1);
+        if end <= self.inbound[owner.index()].last_seq + 1 {
+            // It has only told how far the watermark is, or is not of interest any more.
+            return Ok(());
+        }
         self.inbound[owner.index()].push_frame(&frame.bytes);
-        // A frame that turned out to be malformed when it came was taken up to there.
-        for seq in head.first_seq.get()..(head.first_seq.get() + entries).min(last_seq + 1) {
+        for seq in first..end {
             let entry: &EntryHead = reader.take()?;
             let offset = reader.offset();
             let command = reader.entry(entry.command_bytes)?;

@@ -337,15 +337,16 @@ impl WPaxos {
             if usize::from(reached.owner) >= self.links.len() {
                 return Err(reader.wrong("it names a stream of nobody"));
             }
-            let own = NodeIndex(reached.owner) == self.config.me;
-            if reached.stream.version.get() > frame.config_version || (own && age(reached.stream) > age(self.stream.id))
-            {
-                return Err(reader.wrong("it names a stream that cannot be yet"));
+            if reached.stream.version.get() > frame.config_version {
+                return Err(reader.wrong("it names a stream of a later configuration version"));
             }
             Ok(*reached)
         })?;
         reader.at_most(rows.len(), (ENDED_MAX + 1) * self.links.len())?;
-        Ok((*head, rows))
+        // A stream of this node that it has not begun: the sender believes it of somebody else.
+        let (me, newest) = (self.config.me, age(self.stream.id));
+        let exists = |reached: &Reached| NodeIndex(reached.owner) != me || age(reached.stream) <= newest;
+        Ok((*head, rows.into_iter().filter(exists).collect()))
     }
 
     /// A survey that has ended, in this node's own log: whom it learned from may be gone when it comes back, and others may

@@ -30,6 +30,8 @@ mod catchup;
 mod checkpoint;
 mod config;
 mod converge;
+#[cfg(feature = "sim")]
+pub mod forge;
 mod forward;
 mod inbound;
 pub mod invariants;

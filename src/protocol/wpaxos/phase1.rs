@@ -335,8 +335,8 @@ impl WPaxos {
     }
 
     /// Sends Prepares again to those that have not answered and were asked on a connection that is gone, if at all: at once
-    /// when a link comes up, and after a random, growing time; a link without room is left for later. A candidacy ends by being won or beaten only: others may rely
-    /// on it to decide what it found.
+    /// when a link comes up, and after a random, growing time; a link without room is left for later. A candidacy ends by
+    /// being won or beaten only: others may rely on it to decide what it found.
     pub(super) fn check_candidacies(&mut self, now: Micros, out: &Outputs) {
         while let Some(&(at, object)) = self.prepare_timers.first() {
             if at > now {

@@ -754,6 +754,9 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let skip: SkipBody = *reader.take()?;
         let to = reader.number(skip.to_seq)?;
+        if skip.stream.version.get() != frame.config_version || !reader.is_empty() {
+            return Err(reader.wrong("its stream belongs to another configuration version"));
+        }
         self.adopt_stream(now, from, skip.stream);
         let watermark = self.inbound[from.index()].watermark;
         if to <= watermark {
