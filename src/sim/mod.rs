@@ -15,6 +15,7 @@
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
 //! | [`oracle`] | what must hold |
+//! | [`hostile`] | cores among which one peer sends what it likes |
 //! | [`shrink`] | a shorter schedule for a run that fails |
 //! | [`run`] | one run, from its seed to its verdict |
 //! | `trace` | frames, for people |
@@ -23,6 +24,7 @@ mod carry;
 mod clients;
 pub mod disk;
 pub mod faults;
+pub mod hostile;
 mod net;
 pub mod oracle;
 pub mod plan;

@@ -124,18 +124,20 @@ impl WPaxos {
     /// States of objects: installed where they are ahead. A node that leads an object of which somebody has executed more
     /// has been deposed without noticing.
     pub(super) fn on_states(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        self.log_received(from, frame);
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &StateEntryHead = reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let state = reader.state()?;
-            let promised = promise_from(&reader, head.promised_version, head.promised)?;
+            let applied = reader.number(head.applied)?;
+            let state = reader.state(head.state_bytes, applied)?;
+            let promised = promise_from(reader, head.promised_version, head.promised)?;
             if promised.version > frame.config_version {
                 return Err(reader.wrong("its promise belongs to a later configuration version"));
             }
-            let applied = reader.number(head.applied)?;
+            Ok((key, applied, promised, state))
+        })?;
+        self.log_received(from, frame);
+        for (key, applied, promised, state) in rows {
             let object = self.object_of(key);
             self.raise(now, object, promised);
             if self.config.has(Mutant::InstallLowersPromise) && self.objects[object].is_idle() {

@@ -8,7 +8,7 @@ use crate::{
     protocol::{Micros, Outputs, RecordId, Send},
     topology::NodeIndex,
     tuning::Timers,
-    wire::{self, Kind},
+    wire::{self, Kind, SPLIT_BYTES},
 };
 
 /// A frame to one peer that is being filled, or waits for the end of the turn.
@@ -30,9 +30,6 @@ const GATHERED: [Kind; 8] = [
     Kind::StateRequest,
     Kind::State,
 ];
-
-/// A frame is closed when its body has this many bytes.
-const SPLIT_BYTES: usize = 256 << 10;
 
 /// How far a receiver that missed frames has been brought up to date by state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

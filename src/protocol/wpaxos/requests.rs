@@ -9,7 +9,7 @@ use crate::{
     protocol::{Micros, Outputs, ReadMode, Reply, ReplyTo, Request},
     store::Judgement,
     topology::{NodeIndex, ZoneIndex},
-    wire::Kind,
+    wire::{ENTRIES_OPEN_MAX, Kind},
 };
 
 /// A place in the table of waiting requests, and which of its tenants.
@@ -179,6 +179,10 @@ impl WPaxos {
     /// A request of a client of this node.
     pub(super) fn accept_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs) {
         let origin = Origin::Client(request.reply_to);
+        if !request.command.is_request() {
+            // Whatever way it came: what is executed has to be read back from states and logs.
+            return self.send_answer(origin, None, Answer::refusal(Status::BadRequest), out);
+        }
         if self.is_overloaded() || !self.is_admitted() || self.stopping {
             let status = if self.stopping { Status::ShuttingDown } else { Status::Overloaded };
             self.counters.overloaded += 1;
@@ -198,6 +202,7 @@ impl WPaxos {
     pub(super) fn is_overloaded(&self) -> bool {
         self.requests.len() >= self.config.flow.requests_max
             || self.stream.inflight_bytes() >= self.config.flow.stream_inflight_bytes_max
+            || self.stream.last_seq() - self.stream.committed >= ENTRIES_OPEN_MAX as u64 / 2
     }
 
     /// Takes a request into the table and does with it what the object's role says. The owner's own path keeps nothing

@@ -217,12 +217,13 @@ impl WPaxos {
         if !self.may_vote() {
             return Ok(());
         }
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &KeyBallotHead = reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
+            Ok((key, ballot_from(reader, frame.config_version, head.ballot)?))
+        })?;
+        for (key, ballot) in rows {
             let object = self.object_of(key);
             self.hear(now, object, ballot);
             let known = &self.objects[object];
