@@ -80,7 +80,7 @@ impl WPaxos {
         let Some(page) = self.versions.merge.page.as_mut().filter(|page| page.due) else { return };
         page.due = false;
         let (from, cursor) = (page.from, page.cursor);
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         let body = ListRequestBody { cursor: cursor.into() };
         self.links[from.index()].send(Kind::MergeRequest, body.as_bytes(), RecordId(0), out);
     }
@@ -122,7 +122,7 @@ impl WPaxos {
         }
         let next = if next >= self.objects.len() { END } else { next as u32 };
         let head = ListHead { asked: body.cursor, next: next.into() };
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         // Behind the record of this version: see `Link::send`.
         self.links[from.index()].send(Kind::Merge, &[head.as_bytes(), &rows].concat(), self.logged, out);
         Ok(())
@@ -201,7 +201,7 @@ impl WPaxos {
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;
-                self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
+                self.links[from.index()].put(Kind::StateRequest, RecordId::NONE, &head, &[key]);
             }
         }
         Ok(())
