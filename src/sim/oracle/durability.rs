@@ -48,7 +48,8 @@ impl Ledger {
 
     /// Records up to this one are durable.
     pub fn advance(&mut self, durable: RecordId) {
-        while let Some(record) = self.pending.pop_front_if(|record| record.id <= durable) {
+        while self.pending.front().is_some_and(|record| record.id <= durable) {
+            let record = self.pending.pop_front().expect("just seen");
             if let Err(error) = self.core.on_replay(self.now, &record) {
                 self.unreadable.get_or_insert(format!("record {} cannot be read back: {error}", record.id.0));
             }
