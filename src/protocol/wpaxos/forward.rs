@@ -8,7 +8,7 @@ use super::{
 use crate::{
     command::{Status, VALUE_BYTES_MAX},
     mutant::Mutant,
-    protocol::{Micros, Outputs, ReadMode},
+    protocol::{Micros, Outputs, ReadMode, RecordId},
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, FrameError, Kind},
 };
@@ -31,7 +31,7 @@ impl WPaxos {
             read: waiting.read as u8,
             reserved: 0.into(),
         };
-        link.put(Kind::Forward, &head, &[&waiting.command]);
+        link.put(Kind::Forward, RecordId::NONE, &head, &[&waiting.command]);
         self.counters.forwarded += 1;
     }
 
@@ -91,7 +91,7 @@ impl WPaxos {
             redirect: 1,
             reserved: 0.into(),
         };
-        self.links[to.index()].put(Kind::ForwardReply, &head, &[]);
+        self.links[to.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[]);
         self.counters.redirected += 1;
     }
 

@@ -198,7 +198,7 @@ impl WPaxos {
             reader.zero(asked.reserved)?;
             let key = reader.key(asked.key_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, asked.ballot)?;
-            let promised = self.objects.find(key).map_or(Ballot::ZERO, |object| self.objects[object].promised);
+            let promised = self.promised_of(key);
             if promised > ballot && self.config.has(Mutant::SilentObjection) {
                 return Ok(());
             }
@@ -212,6 +212,16 @@ impl WPaxos {
         body.clear();
         self.scratch_bytes = body;
         Ok(())
+    }
+
+    /// The highest ballot that this node has promised for an object, to itself as to others: an owner that has taken the object
+    /// knows best that the one who asks has lost it.
+    fn promised_of(&self, key: &[u8]) -> Ballot {
+        let Some(object) = self.objects.find(key) else { return Ballot::ZERO };
+        if self.config.has(Mutant::ConfirmByCandidate) && !self.objects[object].is_idle() {
+            return Ballot::ZERO;
+        }
+        self.objects[object].promised
     }
 
     /// An answer to a round: an objection deposes this node, the rest confirms it.

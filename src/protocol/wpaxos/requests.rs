@@ -6,7 +6,7 @@ use super::{Ballot, ObjectIndex, WPaxos, message::ForwardReplyHead};
 use crate::{
     command::{Command, Status, mark_retry},
     mutant::Mutant,
-    protocol::{Micros, Outputs, ReadMode, Reply, ReplyTo, Request},
+    protocol::{Micros, Outputs, ReadMode, RecordId, Reply, ReplyTo, Request},
     store::Judgement,
     topology::{NodeIndex, ZoneIndex},
     wire::{ENTRIES_OPEN_MAX, Kind},
@@ -337,7 +337,7 @@ impl WPaxos {
                     redirect: 0,
                     reserved: 0.into(),
                 };
-                self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
+                self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
         }
     }
@@ -373,7 +373,7 @@ impl WPaxos {
             Origin::Node { node, connection, .. } if self.links[node.index()].connection() != connection => {}
             Origin::Node { node, id, .. } => {
                 let head = ForwardReplyHead { id: id.into(), status: status as u8, ..*reply };
-                self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
+                self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
         }
     }

@@ -613,8 +613,8 @@ fn gathered_frames_stay_below_their_limits() {
     for (kind, row) in rows {
         let mut bench = Bench::three();
         // Just not enough to close it, and then a largest row.
-        bench.nodes[0].links[1].put(kind, &[0u8; 1], &[&vec![0; SPLIT_BYTES - 26]]);
-        bench.nodes[0].links[1].put(kind, &[0u8; 1], &[&vec![0; row - 1]]);
+        bench.nodes[0].links[1].put(kind, RecordId::NONE, &[0u8; 1], &[&vec![0; SPLIT_BYTES - 26]]);
+        bench.nodes[0].links[1].put(kind, RecordId::NONE, &[0u8; 1], &[&vec![0; row - 1]]);
         bench.flush(0);
         let frame = of_kind(&bench.take(0, 1), kind).pop().unwrap();
         assert_eq!(frame.body().len(), SPLIT_BYTES - 25 + row, "{kind:?}");
