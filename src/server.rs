@@ -24,7 +24,7 @@ use crate::{
     shard::{Executor, Host, Node, ShardContext, spawn},
     topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
     tuning::{Durability, Tuning, Wait},
-    wal::{DataDir, Identity},
+    wal::{DataDir, Identity, durable_state},
 };
 
 /// An address that is still in use after so long is another process's.
@@ -346,10 +346,29 @@ fn open_data(
         (None, _) => Err(Failure::Config(format!(
             "durability {durability} needs a data directory: name one (--data DIR), or keep nothing (--durability none)"
         ))),
-        (Some(path), Durability::None) => Err(Failure::Config(format!(
-            "durability none keeps nothing, so it cannot use the data directory {}: leave that out, or choose sync or async",
+        (Some(path), Durability::None) => Err(keeps_nothing(path)),
+    }
+}
+
+/// Why nodes that keep nothing do not start where a data directory was named for them.
+///
+/// One that holds state is refused as such ([`Failure::DataDirectory`]): its node would come back without it, as one that has
+/// lost its disk, and be named anew by the others.
+pub fn keeps_nothing(path: &Path) -> Failure {
+    let below = std::fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let held = std::iter::once(path.to_owned()).chain(below);
+    let held = held.filter(|path| path.is_dir()).find_map(|path| Some((durable_state(&path)?, path)));
+    match held {
+        Some((state, path)) => Failure::DataDirectory(format!(
+            "data directory {}: it holds {state}, and durability none would leave it unused: the node would come back as one \
+             that has lost its disk. Start it with durability sync or async; to give the state up, move the directory away and \
+             name none",
             path.display()
-        ))),
+        )),
+        None => Failure::Config(format!(
+            "durability none keeps nothing, so it cannot use the data directory {}: leave out --data, or choose sync or async",
+            path.display()
+        )),
     }
 }
 
@@ -360,8 +379,8 @@ fn open_data(
 pub(crate) fn check_open_files(cluster: &Cluster, nodes: usize) -> Result<(), Failure> {
     /// What every process has open, its threads, and a few clients.
     const BASE: usize = 64;
-    /// Two listeners; the segment that is written, the one before and the next; a checkpoint.
-    const OF_A_SHARD: usize = 6;
+    /// Two listeners; the segment that is written, the one before and the next; a checkpoint; the mark of the end.
+    const OF_A_SHARD: usize = 7;
     /// Its end of a link, for reading and for writing.
     const OF_A_LINK: usize = 2;
     let shards = nodes * usize::from(cluster.shards);
