@@ -224,7 +224,7 @@ fn a_directory_of_something_else_is_refused_by_name() {
     flipped[digit] ^= 1;
     with_identity(std::str::from_utf8(&flipped).unwrap(), 9, &["checksum does not fit"]);
     identities.iter().for_each(|path| fs::remove_file(path).unwrap());
-    cluster.refuses(9, "1.1", 0, &[&name, "neither identity.json", "boot", "Nothing was changed"]);
+    cluster.refuses(9, "1.1", 0, &[&name, "neither identity.json", "Nothing was changed"]);
     identities.iter().zip(before).for_each(|(path, text)| fs::write(path, text).unwrap());
     let foreign = Nodes::new(1, &[]);
     fs::create_dir(foreign.data(0)).unwrap();

@@ -167,6 +167,8 @@ pub(crate) struct EndKeeper {
     boot: u32,
     /// How often the file was written.
     write: Cell<u64>,
+    /// What was written to it last.
+    noted: Cell<LogEnd>,
 }
 
 impl EndKeeper {
@@ -180,7 +182,14 @@ impl EndKeeper {
         flags.set(OFlags::DSYNC, spec.mode == Durability::Sync);
         let file = File::options().write(true).custom_flags(flags.bits() as i32).open(&path);
         let file = Arc::new(file.map_err(|error| disk_failure(&path, "opening it", &error))?);
-        let keeper = Self { path, file, name: spec.name, boot: spec.boot, write: Cell::new(spec.mark.write) };
+        let keeper = Self {
+            path,
+            file,
+            name: spec.name,
+            boot: spec.boot,
+            write: Cell::new(spec.mark.write),
+            noted: Cell::new(end),
+        };
         keeper.next(end)(&keeper.file).map_err(|error| disk_failure(&keeper.path, "writing it", &error))?;
         Ok(keeper)
     }
@@ -188,6 +197,7 @@ impl EndKeeper {
     /// A write of the slot that was not written last.
     fn next(&self, end: LogEnd) -> impl FnOnce(&File) -> std::io::Result<()> + Send + 'static {
         self.write.set(self.write.get() + 1);
+        self.noted.set(end);
         let mark = EndMark { end, boot: self.boot, write: self.write.get() };
         let (slot, at) = (mark.slot(self.name), (mark.write - 1) % 2 * SLOT_BYTES as u64);
         move |file| file.write_all_at(&slot, at)
@@ -195,15 +205,13 @@ impl EndKeeper {
 
     /// Follows a log; ends only with an error.
     pub(crate) async fn follow(&self, wal: &Wal) -> Failure {
-        let mut noted = None;
         loop {
             Timer::new(INTERVAL).await;
             let end = wal.end();
-            if noted != Some(end) {
-                if let Err(failure) = self.note(end, false).await {
-                    return failure;
-                }
-                noted = Some(end);
+            if self.noted.get() != end
+                && let Err(failure) = self.note(end, false).await
+            {
+                return failure;
             }
         }
     }
