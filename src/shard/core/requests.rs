@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::Core;
 use crate::{
     api::native::{self, ReplyRef},
-    command::{Command, Op, Status},
+    command::{Command, Status},
     protocol::{Micros, Protocol, ReadMode, ReplyTo, Request},
     shard::{
         admission::Seat,
@@ -218,7 +218,7 @@ impl<P: Protocol> Core<P> {
     fn take_request(&mut self, now: Micros, source: &Source<'_>, read: ReadMode, command: Command<'_>, shards: u16) {
         let client = source.client;
         self.counters.requests += 1;
-        if command.op() == Op::Noop || command.client() == 0 {
+        if !command.is_request() {
             return self.refuse_request(client, command.id(), Status::BadRequest);
         }
         if self.stop_by.is_some() {
