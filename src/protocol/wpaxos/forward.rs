@@ -84,7 +84,8 @@ impl WPaxos {
             value_bytes: 0.into(),
             status: Status::Ok as u8,
             redirect: 1,
-            reserved: 0.into(),
+            repeated: 0,
+            reserved: 0,
         };
         self.links[to.index()].put(Kind::ForwardReply, &head, &[]);
         self.counters.redirected += 1;
@@ -104,7 +105,7 @@ impl WPaxos {
             reader.zero(head.reserved)?;
             let value = reader.bytes(head.value_bytes.get() as usize)?;
             let status = Status::from_wire(head.status).ok_or_else(|| reader.wrong("it has an unknown status"))?;
-            if head.redirect > 1 {
+            if head.redirect > 1 || head.repeated > 1 {
                 return Err(reader.wrong("it neither answers nor redirects"));
             }
             let mut key = RequestKey::from_wire(head.id.get());
