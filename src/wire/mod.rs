@@ -17,7 +17,7 @@ use zerocopy::{
 /// The first bytes of every frame, `WPAX` on the wire.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
 /// The version of the frame layout and of all bodies.
-pub const WIRE_VERSION: u8 = 3;
+pub const WIRE_VERSION: u8 = 4;
 /// The largest body that a receiver takes, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's header.
