@@ -14,6 +14,7 @@
 //! | [`disk`] | a disk that keeps a log, and loses what was not synced |
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
+//! | `hostile` | clients that keep to no rule |
 //! | [`oracle`] | what must hold |
 //! | [`shrink`] | a shorter schedule for a run that fails |
 //! | [`run`] | one run, from its seed to its verdict |
@@ -23,6 +24,7 @@ mod carry;
 mod clients;
 pub mod disk;
 pub mod faults;
+mod hostile;
 mod net;
 pub mod oracle;
 pub mod plan;

@@ -8,6 +8,7 @@ use super::{
     random::{Purpose, Random},
 };
 use crate::{
+    command::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
     quorum::Quorums,
     topology::{Cluster, Home, InitialOwner, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Flow, Tuning},
@@ -66,6 +67,47 @@ const BETWEEN_LOOKS_BYTES: u64 = 256 << 10;
 /// Bytes of the last frames and of heartbeats, where nothing else is under way.
 const REST_BYTES: u64 = 4 << 10;
 
+/// Clients that keep to no rule (`hostile`).
+#[derive(Clone, Copy, Default, Debug)]
+pub struct HostilePlan {
+    /// How many there are: none in most runs.
+    pub clients: u64,
+    /// How many tricks each plays at most.
+    pub each: u64,
+    /// Bit i: whether trick i is among them.
+    pub tricks: u64,
+    /// How long they wait between two tricks, in microseconds.
+    pub think_us: u64,
+    /// How many reads come at once.
+    pub reads_max: u64,
+    /// The longest value, in bytes.
+    pub value_bytes_max: usize,
+}
+
+impl HostilePlan {
+    fn new(random: &mut Random, plan: &Plan) -> Self {
+        // Repeating an id is harmless only as far as an object remembers its writers.
+        if !random.permille(250) || plan.theme == Theme::Writers {
+            return Self::default();
+        }
+        let (calm, wide) = (plan.weather == Weather::Calm, plan.window_bytes >= 1 << 20);
+        Self {
+            clients: random.range(1, 2),
+            each: random.range(5, 60),
+            tricks: random.any() | random.any(),
+            think_us: *random.pick(&[1000, 5000, 20_000]),
+            reads_max: if calm { 100 } else { *random.pick(&[20, 200, 1000]) },
+            value_bytes_max: if wide { *random.pick(&[5000, 200_000, VALUE_BYTES_MAX]) } else { 5000 },
+        }
+    }
+
+    /// What they add to what may come together between two looks of a replica at what it holds, in bytes.
+    fn between_looks(&self) -> u64 {
+        let keys = 40 * KEY_BYTES_MAX as u64 + 200 * self.reads_max;
+        self.clients.min(1) * (4 * self.value_bytes_max as u64 + 4 * keys)
+    }
+}
+
 /// The frame of one run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -123,6 +165,8 @@ pub struct Plan {
     pub far_permille: u64,
     /// How often it asks a shard that does not hold the key, in thousandths.
     pub wrong_shard_permille: u64,
+    /// Clients that keep to no rule.
+    pub hostile: HostilePlan,
 }
 
 impl Plan {
@@ -188,6 +232,7 @@ impl Plan {
             value_bytes_max: *random.pick(&[58, 58, 58, 2000]),
             far_permille: *random.pick(&[0, 400, 1000]),
             wrong_shard_permille: *random.pick(&[0, 200]),
+            hostile: HostilePlan::default(),
             cluster,
             tuning,
         };
@@ -196,6 +241,7 @@ impl Plan {
             Crashes::None | Crashes::KeepLog => random.permille(500),
             Crashes::ForGood | Crashes::LoseDisk => true,
         };
+        plan.hostile = HostilePlan::new(&mut Random::new(seed, Purpose::Extremes), &plan);
         plan
     }
 
@@ -265,9 +311,9 @@ impl Plan {
         let (flow, nodes) = (&self.tuning.flow, self.nodes() as u64);
         // Commands of the simulator have 40 bytes and more, and at most twice as much again goes with them into a frame;
         // the rest is what comes between two looks of the replica at what it holds.
-        let between_looks = BETWEEN_LOOKS_BYTES + 64 * self.value_bytes_max as u64;
+        let between_looks = BETWEEN_LOOKS_BYTES + 64 * self.value_bytes_max as u64 + self.hostile.between_looks();
         let uncommitted = 4 * flow.stream_inflight_bytes_max as u64 + between_looks;
-        let clients = (self.clients + 1) * u64::from(self.cluster.shards);
+        let clients = (self.clients + 1 + 24 * self.hostile.clients) * u64::from(self.cluster.shards);
         Sizes {
             stream_bytes: flow.stream_retain_bytes as u64 + uncommitted,
             received_bytes: nodes * uncommitted,
@@ -285,7 +331,7 @@ impl Plan {
         let in_flight = 4 * (self.nodes() * flow.stream_inflight_bytes_max) as u64;
         let last_frame = in_flight.min(batch.bytes_max as u64).max(REST_BYTES);
         Sizes {
-            stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.value_bytes_max as u64,
+            stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.longest_value(),
             requests: 0,
             link_queue_bytes: REST_BYTES,
             client_queue_bytes: 0,
@@ -294,7 +340,12 @@ impl Plan {
         }
     }
 
-    /// How many keys.
+    /// The longest value that anybody writes, in bytes.
+    fn longest_value(&self) -> u64 {
+        self.value_bytes_max.max(self.hostile.value_bytes_max) as u64
+    }
+
+    /// How many keys careful clients use.
     pub fn keys(&self) -> u64 {
         self.hot_keys + self.cold_keys
     }
@@ -318,6 +369,9 @@ impl fmt::Display for Plan {
         let (think, patience, far) = (self.think_us, self.patience_us, self.far_permille);
         let (ahead, value) = (self.ids_ahead, self.value_bytes_max);
         writeln!(f, "  think {think} µs, patience {patience} µs, far {far}‰, ids {ahead} ahead, values up to {value}")?;
+        if self.hostile.clients > 0 {
+            writeln!(f, "  {:?}", self.hostile)?;
+        }
         write!(f, "  {:?}\n  {:?}", self.tuning.batch, self.tuning.flow)
     }
 }

@@ -214,6 +214,7 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
     }
     world.begin_weather(faults, without);
     world.begin_clients();
+    world.begin_hostile();
     let storm = world.now + world.plan.storm_us;
     world.run(storm + 50_000, |_| false)?;
     finish_requests(world)?;
@@ -229,6 +230,7 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
 /// Nobody asks for anything new: every request ends.
 fn finish_requests(world: &mut World) -> Checked {
     world.clients.closed = true;
+    world.end_hostile();
     let timeout = world.plan.tuning.timers.request_timeout_us;
     let slowest = world.plan.clock_ppm.iter().min().copied().unwrap_or(1_000_000);
     let limit = world.now + 5 * (timeout * 1_000_000 / slowest + world.plan.patience_us);
@@ -319,6 +321,7 @@ fn check_histories(world: &World) -> Checked<usize> {
             history.add(key, operation);
         }
     }
+    world.hostile.histories().for_each(|(key, operation)| history.add(key, operation));
     history.check(SEARCH_STEPS_MAX).map(|given_up| given_up.len())
 }
 

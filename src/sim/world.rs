@@ -13,6 +13,7 @@ use super::{
     clients::Clients,
     disk::Disk,
     faults::Fault,
+    hostile::Hostile,
     net::{Conn, End, Side, Touched},
     oracle::{Liveness, Memory, Observer, Rule, Sizes, Violation},
     plan::Plan,
@@ -48,6 +49,8 @@ pub(super) enum Event {
     Restart { node: usize },
     /// A client begins an operation.
     Client(usize),
+    /// A hostile client does something.
+    Hostile(usize),
     /// A client's patience with an attempt is over.
     Patience { operation: usize, attempt: usize },
     /// A fault of the schedule.
@@ -120,6 +123,7 @@ pub(super) struct World {
     pub(super) faults: Vec<Fault>,
     pub(super) healed: bool,
     pub(super) clients: Clients,
+    pub(super) hostile: Hostile,
     pub(super) watch: Rc<RefCell<Watch>>,
     pub(super) liveness: Liveness,
     pub(super) memory: Memory,
@@ -160,6 +164,7 @@ impl World {
             cluster: Arc::new(plan.cluster.clone()),
             tuning: Arc::new(plan.tuning.clone()),
             clients: Clients::new(&plan),
+            hostile: Hostile::new(&plan),
             watch: Rc::new(RefCell::new(Watch {
                 observer: Observer::new(plan.quorums.clone(), count, shards),
                 violation: None,
@@ -253,6 +258,7 @@ impl World {
             Event::Synced { node, boot, shard } => self.on_synced(node, boot, shard),
             Event::Restart { node } => self.start(node),
             Event::Client(client) => self.on_client(client),
+            Event::Hostile(who) => self.on_hostile(who),
             Event::Patience { operation, attempt } => self.on_patience(operation, attempt),
             Event::Fault(number) => self.on_fault(number),
             Event::Heal => self.heal(),
