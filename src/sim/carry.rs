@@ -241,7 +241,8 @@ impl World {
         {
             // Peers and careful clients send nothing that is wrong. A node that comes back as somebody else may find
             // that its earlier connections have not ended yet.
-            let is_hostile = matches!(self.conns[conn].ends[0], End::Client(client) if self.hostile_of(client).is_some());
+            let is_hostile =
+                matches!(self.conns[conn].ends[0], End::Client(client) if self.hostile_of(client).is_some());
             let expected = is_hostile || (refusal.code == Code::Taken && self.plan.crashes == Crashes::LoseDisk);
             if !expected {
                 return Err(Rule::Core.broken(format!("node {node} refuses what a peer sends: {refusal}")));

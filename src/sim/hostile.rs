@@ -8,7 +8,7 @@ use super::{
     clients::value_bytes,
     net::{End, SimSocket},
     oracle::{
-        Answer, Asked as Request, Rule, key_name,
+        Answer, Asked as Request, LONG_KEYS, ONLY_READ, Rule, key_name,
         linear::{Act, Operation, Outcome},
         value_number,
     },
@@ -26,12 +26,12 @@ use crate::{
 };
 
 /// Keys of theirs: those that each uses alone, those with empty values, those that are only ever read, and long ones of both
-/// kinds ([`super::oracle::LONG_KEYS`]).
+/// kinds.
 const OWN_KEYS: u64 = 1 << 20;
 const BLANK_KEYS: u64 = 1 << 21;
-const ABSENT_KEYS: u64 = 1 << 30;
-const LONG_OWN_KEYS: u64 = super::oracle::LONG_KEYS;
-const LONG_ABSENT_KEYS: u64 = super::oracle::LONG_KEYS + (1 << 30);
+const ABSENT_KEYS: u64 = ONLY_READ;
+const LONG_OWN_KEYS: u64 = LONG_KEYS;
+const LONG_ABSENT_KEYS: u64 = LONG_KEYS + ONLY_READ;
 
 /// How many keys each uses alone, for values of the usual size.
 const SMALL_KEYS: u64 = 12;
@@ -228,7 +228,7 @@ impl World {
         let keys = self.plan.keys();
         let random = &mut self.hostile.random;
         let last = self.hostile.list[who].last_id;
-        let odd = [0, 1, 100, u64::from(u32::MAX), 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
+        let odd = [1, 2, 100, u64::from(u32::MAX), 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
         let id = match random.below(16) {
             place @ 0..8 => odd[place as usize],
             8 | 9 => last.wrapping_sub(random.range(1, 3)),
@@ -250,7 +250,7 @@ impl World {
     fn rising_ids(&mut self, who: usize) -> Checked {
         let random = &mut self.hostile.random;
         let key = own_key(who, random.below(SMALL_KEYS));
-        let mut id = random.below(3);
+        let mut id = 1 + random.below(3);
         for _ in 0..random.range(2, 6) {
             let act = self.odd_act();
             let operation = self.begin_hostile_operation(who, id, key, act, 16);
@@ -402,7 +402,7 @@ impl World {
     fn begin_hostile_operation(&mut self, who: usize, id: u64, key: u64, act: Act, bytes: usize) -> usize {
         let operation = self.hostile.asked.len();
         let read = *self.hostile.random.pick(&[ReadMode::Confirm, ReadMode::Confirm, ReadMode::Log]);
-        // A read through the log is a command, which leaves something.
+        // A read through the log is a command, which makes an object.
         let read = if is_absent(key) { ReadMode::Confirm } else { read };
         let state = &mut self.hostile.list[who];
         state.last_id = id;
@@ -524,6 +524,9 @@ impl World {
         if operation == NONSENSE {
             return if reply.status == Status::BadRequest { Ok(()) } else { wrong("it is no valid request") };
         }
+        self.say(|| {
+            format!("hostile {who}: #{} on connection {conn}: {:?}, version {}", reply.id, reply.status, reply.version)
+        });
         let asked = &mut self.hostile.asked[operation];
         let is_blank = is_blank(asked.key);
         let once = &mut self.watch.borrow_mut().observer.once;
@@ -542,7 +545,9 @@ impl World {
         if is_absent(asked.key) && !asked.shares_id && was_there {
             return wrong("nobody has written that");
         }
-        asked.learn(order, reply);
+        if !asked.shares_id {
+            asked.learn(order, reply);
+        }
         Ok(())
     }
 
@@ -567,7 +572,7 @@ fn own_key(who: usize, number: u64) -> u64 {
 }
 
 fn is_absent(key: u64) -> bool {
-    (ABSENT_KEYS..LONG_OWN_KEYS).contains(&key) || key >= LONG_ABSENT_KEYS
+    key & ONLY_READ != 0
 }
 
 fn is_blank(key: u64) -> bool {

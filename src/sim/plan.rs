@@ -62,6 +62,9 @@ pub enum Theme {
 /// Kinds of faults that a run may have; each run has some of them.
 pub const FAULT_KINDS: u64 = 14;
 
+/// Kinds of extreme faults: nodes that run in bursts, one or all of them; disks that hang; disks that are lost.
+pub const EXTREME_KINDS: u64 = 4;
+
 /// Bytes that may come together between two looks of a replica at what it holds.
 const BETWEEN_LOOKS_BYTES: u64 = 256 << 10;
 /// Bytes of the last frames and of heartbeats, where nothing else is under way.
@@ -167,6 +170,8 @@ pub struct Plan {
     pub wrong_shard_permille: u64,
     /// Clients that keep to no rule.
     pub hostile: HostilePlan,
+    /// Bit i: whether extreme faults of kind i happen; none in most runs.
+    pub extremes: u64,
 }
 
 impl Plan {
@@ -233,6 +238,7 @@ impl Plan {
             far_permille: *random.pick(&[0, 400, 1000]),
             wrong_shard_permille: *random.pick(&[0, 200]),
             hostile: HostilePlan::default(),
+            extremes: 0,
             cluster,
             tuning,
         };
@@ -241,7 +247,11 @@ impl Plan {
             Crashes::None | Crashes::KeepLog => random.permille(500),
             Crashes::ForGood | Crashes::LoseDisk => true,
         };
-        plan.hostile = HostilePlan::new(&mut Random::new(seed, Purpose::Extremes), &plan);
+        let random = &mut Random::new(seed, Purpose::Extremes);
+        plan.hostile = HostilePlan::new(random, &plan);
+        if plan.weather != Weather::Calm && random.permille(200) {
+            plan.extremes = random.range(1, (1 << EXTREME_KINDS) - 1);
+        }
         plan
     }
 
@@ -340,6 +350,11 @@ impl Plan {
         }
     }
 
+    /// How long after healing everything must have ended, and all replicas be equal, in microseconds.
+    pub(super) fn settles_within_us(&self) -> u64 {
+        u64::MAX
+    }
+
     /// The longest value that anybody writes, in bytes.
     fn longest_value(&self) -> u64 {
         self.value_bytes_max.max(self.hostile.value_bytes_max) as u64
@@ -358,7 +373,11 @@ impl fmt::Display for Plan {
         writeln!(f, "seed {}, {:?}: zones of {sizes:?} nodes, {} shards", self.seed, self.theme, cluster.shards)?;
         writeln!(f, "  quorum {:?}, owner {:?}, steal {:?}", cluster.quorum, cluster.initial_owner, cluster.steal)?;
         let (weather, crashes, faults) = (self.weather, self.crashes, self.faults & ((1 << FAULT_KINDS) - 1));
-        writeln!(f, "  {weather:?} for {} ms, crashes {crashes:?}, faults {faults:#016b}", self.storm_us / 1000)?;
+        let (storm, extremes) = (self.storm_us / 1000, self.extremes);
+        writeln!(
+            f,
+            "  {weather:?} for {storm} ms, crashes {crashes:?}, faults {faults:#016b}, extremes {extremes:#06b}"
+        )?;
         let (window, pieces, wan) = (self.window_bytes, self.pieces_permille, cluster.wan.is_some());
         writeln!(f, "  delays {:?} µs, window {window}, in pieces {pieces}‰, matrix {wan}", self.delays_us)?;
         let (disk, turns, clocks) = (self.disk_us, self.long_turn_permille, &self.clock_ppm);

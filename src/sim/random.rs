@@ -20,6 +20,8 @@ pub enum Purpose {
     Hostile = 7,
     /// What else the run is about: what is drawn later leaves the plan of other runs as it was.
     Extremes = 8,
+    /// What goes wrong in those runs besides.
+    ExtremeFaults = 9,
 }
 
 /// splitmix64.

@@ -95,6 +95,8 @@ pub struct Summary {
     pub faults: usize,
     /// Keys whose search for an order was given up.
     pub undecided: usize,
+    /// How long after healing every request had ended and the replicas were equal, in virtual microseconds.
+    pub settled_us: u64,
     /// Follows from every frame that was sent, and when.
     pub trace_hash: u64,
 }
@@ -172,6 +174,7 @@ fn summary(world: &World, undecided: usize) -> Summary {
         executed,
         faults: world.faults.len(),
         undecided,
+        settled_us: world.settled_us,
         trace_hash: world.trace_hash,
     }
 }
@@ -220,6 +223,8 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
     finish_requests(world)?;
     if world.steps < world.steps_max {
         become_equal(world, "after healing")?;
+        world.settled_us = world.now - storm;
+        world.liveness.check_settled(world.settled_us, world.plan.settles_within_us())?;
         serve_everything(world)?;
         become_equal(world, "in the end")?;
         come_to_rest(world)?;

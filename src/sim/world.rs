@@ -81,6 +81,8 @@ pub(super) struct Machine {
     pub(super) paused_until: u64,
     /// Every turn takes up to this much longer, until then.
     pub(super) slow: (u64, u64),
+    /// Turns come only at multiples of so many microseconds, until then.
+    pub(super) bursts: (u64, u64),
     pub(super) disk_stalled_until: u64,
     /// How long it stays down when it is told to stop.
     pub(super) down_us: u64,
@@ -122,6 +124,8 @@ pub(super) struct World {
     order: u64,
     pub(super) faults: Vec<Fault>,
     pub(super) healed: bool,
+    /// How long after that everything had ended and all were equal, in microseconds.
+    pub(super) settled_us: u64,
     pub(super) clients: Clients,
     pub(super) hostile: Hostile,
     pub(super) watch: Rc<RefCell<Watch>>,
@@ -156,6 +160,7 @@ impl World {
             disks: (0..shards).map(|_| Rc::new(RefCell::new(disk_of(&plan)))).collect(),
             paused_until: 0,
             slow: (0, 0),
+            bursts: (0, 1),
             disk_stalled_until: 0,
             down_us: 0,
         };
@@ -183,6 +188,7 @@ impl World {
             order: 0,
             faults: Vec::new(),
             healed: false,
+            settled_us: 0,
             steps: 0,
             steps_max: u64::MAX,
             trace_hash: 0,
@@ -331,7 +337,9 @@ impl World {
 
     /// Has a shard's turn happen at a time, unless an earlier one is due.
     pub(super) fn turn_at(&mut self, node: usize, shard: usize, time: u64) {
+        let (bursts_until, period) = self.machines[node].bursts;
         let time = time.max(self.now);
+        let time = if bursts_until > self.now { time.next_multiple_of(period) } else { time };
         let Life::Up(process) = &mut self.machines[node].life else { return };
         let boot = process.boot;
         let state = &mut process.shards[shard];

@@ -206,8 +206,13 @@ impl WPaxos {
             let ballot = ballot_from(&reader, frame.config_version, entry.ballot)?;
             if seq == self.inbound[owner.index()].last_seq + 1 {
                 let object = self.object_of(command.key());
-                let slot = entry.slot.get();
-                self.inbound[owner.index()].push(object, slot, ballot, offset, command.bytes().len());
+                let (slot, bytes) = (entry.slot.get(), command.bytes().len());
+                let inbound = &mut self.inbound[owner.index()];
+                if entry.empty.get() == 1 {
+                    inbound.push_empty(object, slot, ballot, offset, bytes);
+                } else {
+                    inbound.push(object, slot, ballot, offset, bytes);
+                }
             }
         }
         self.inbound[owner.index()].settle_frames();

@@ -332,6 +332,7 @@ impl WPaxos {
     pub(super) fn send_stream(&mut self, now: Micros, out: &mut Outputs) {
         self.skip_slow_links(out);
         let (end, usual_bytes) = (self.stream.end_frame(), self.stream.usual_bytes());
+        let wastes = self.config.has(Mutant::WithdrawnSent);
         for (node, link) in self.links.iter_mut().enumerate() {
             let Some(mut next) = link.next_frame else { continue };
             if next >= end {
@@ -346,13 +347,14 @@ impl WPaxos {
                     continue;
                 }
             }
-            while let Some(frame) = self.stream.frame(next) {
+            while let Some(frame) = self.stream.frame_to_send(next, wastes) {
                 let room = &mut out.room[node.index()];
                 if *room == 0 {
                     break;
                 }
-                *room = room.saturating_sub(frame.bytes.len());
-                out.sends.push(crate::protocol::Send { to: node, frame: frame.bytes.clone(), after: RecordId(0) });
+                let bytes = frame.to_send();
+                *room = room.saturating_sub(bytes.len());
+                out.sends.push(crate::protocol::Send { to: node, frame: bytes.clone(), after: RecordId(0) });
                 (link.sent_seq, link.sent_commit) = (frame.last_seq, frame.commit_to);
                 next += 1;
             }
@@ -466,8 +468,9 @@ impl WPaxos {
         let mut usual = None;
         for number in 0..u64::from(head.entries.get()) {
             let entry: &EntryHead = reader.take()?;
-            if entry.reserved.get() != 0 {
-                return Err(reader.wrong("a reserved field is not 0"));
+            let is_empty = entry.empty.get() == 1;
+            if entry.empty.get() > 1 {
+                return Err(reader.wrong("an entry is neither empty nor not"));
             }
             let offset = reader.offset();
             let command = Command::parse(reader.bytes(entry.command_bytes.get() as usize)?)
@@ -489,7 +492,12 @@ impl WPaxos {
             }
             if head.first_seq.get() + number > taken {
                 let foreseen = places.get(number as usize).copied();
-                self.take_entry(now, from, slot, ballot, command, (offset, foreseen));
+                if is_empty {
+                    let object = self.object_of(command.key());
+                    self.inbound[from.index()].push_empty(object, slot, ballot, offset, command.bytes().len());
+                } else {
+                    self.take_entry(now, from, slot, ballot, command, (offset, foreseen));
+                }
             }
         }
         self.scratch_places = places;
@@ -551,7 +559,7 @@ impl WPaxos {
             let (seq, entry) = self.inbound[from.index()].pass_next(&mut held);
             let frame = held.bytes();
             while withdrawn.next_if(|dropped| *dropped < seq).is_some() {}
-            if withdrawn.next_if_eq(&seq).is_some() {
+            if withdrawn.next_if_eq(&seq).is_some() || entry.is_empty {
                 let source = Source::Stream(from, seq);
                 self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(frame));
                 self.orphan_withdrawn(now, entry.object, entry.slot, entry.ballot);

@@ -136,6 +136,9 @@ pub struct Violation {
     pub text: String,
 }
 
+/// Keys with this bit in their number are only ever read: no node has an object for them.
+pub const ONLY_READ: u64 = 1 << 30;
+
 /// Keys with this number or a higher one have names of [`KEY_BYTES_MAX`] bytes.
 pub const LONG_KEYS: u64 = 1 << 40;
 
