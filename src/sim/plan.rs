@@ -65,6 +65,11 @@ pub const FAULT_KINDS: u64 = 14;
 /// Kinds of extreme faults: nodes that run in bursts, one or all of them; disks that hang; disks that are lost.
 pub const EXTREME_KINDS: u64 = 4;
 
+/// How long replicas take to become equal after all requests have ended, at the most, where links are fast, in microseconds.
+const SETTLES_US: u64 = 3_000_000;
+/// How many windows of a link are left to be sent when faults end, at the most.
+const SETTLES_WINDOWS: u64 = 50;
+
 /// Bytes that may come together between two looks of a replica at what it holds.
 const BETWEEN_LOOKS_BYTES: u64 = 256 << 10;
 /// Bytes of the last frames and of heartbeats, where nothing else is under way.
@@ -350,9 +355,15 @@ impl Plan {
         }
     }
 
-    /// How long after healing everything must have ended, and all replicas be equal, in microseconds.
+    /// How long after healing everything must have ended, and all replicas be equal, in microseconds: requests that wait have
+    /// their time, by the slowest clock, and their client's patience; what was not sent goes over the slowest link in so many
+    /// windows.
     pub(super) fn settles_within_us(&self) -> u64 {
-        u64::MAX
+        let timeout = self.tuning.timers.request_timeout_us;
+        let slowest_clock = self.clock_ppm.iter().min().copied().unwrap_or(1_000_000);
+        let slowest_link = self.delays_us.iter().flatten().max().copied().unwrap_or(0);
+        let requests = timeout * 1_000_000 / slowest_clock + self.patience_us.min(2 * timeout);
+        SETTLES_US + 2 * requests + SETTLES_WINDOWS * 2 * slowest_link
     }
 
     /// The longest value that anybody writes, in bytes.

@@ -240,7 +240,7 @@ fn finish_requests(world: &mut World) -> Checked {
     let slowest = world.plan.clock_ppm.iter().min().copied().unwrap_or(1_000_000);
     let limit = world.now + 5 * (timeout * 1_000_000 / slowest + world.plan.patience_us);
     world.liveness.extended(limit);
-    world.run(limit, |world| world.clients.are_done())?;
+    world.run_until(limit, |world| world.clients.are_done())?;
     if world.steps >= world.steps_max {
         return Ok(());
     }
@@ -250,7 +250,7 @@ fn finish_requests(world: &mut World) -> Checked {
 /// All live replicas know the same, and nothing is under way.
 fn become_equal(world: &mut World, when: &str) -> Checked {
     let limit = world.now + EQUAL_WITHIN_US;
-    world.run(limit, |world| are_equal(world).is_ok())?;
+    world.run_until(limit, |world| are_equal(world).is_ok())?;
     match are_equal(world) {
         Err(violation) if world.steps < world.steps_max => {
             Err(Violation { text: format!("{when}: {}", violation.text), ..violation })

@@ -256,6 +256,15 @@ impl World {
         Ok(done(self))
     }
 
+    /// Runs until `done` says so, which is asked at short intervals of virtual time, or up to `until`; whether it did.
+    pub(super) fn run_until(&mut self, until: u64, done: impl Fn(&Self) -> bool) -> Checked<bool> {
+        const STEP_US: u64 = 5_000;
+        while !done(self) && self.now < until && self.steps < self.steps_max {
+            self.run(until.min(self.now + STEP_US), |_| false)?;
+        }
+        Ok(done(self))
+    }
+
     fn handle(&mut self, event: Event) -> Checked {
         match event {
             Event::Turn { node, boot, shard } => self.on_turn(node, boot, shard),

@@ -7,6 +7,7 @@ mod newcomers;
 mod planted;
 mod probes;
 mod recovery;
+mod withdrawn;
 
 use std::collections::VecDeque;
 
