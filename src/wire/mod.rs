@@ -17,7 +17,7 @@ use zerocopy::{
 /// The first bytes of every frame, `WPAX` on the wire.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
 /// The version of the frame layout and of all bodies.
-pub const WIRE_VERSION: u8 = 3;
+pub const WIRE_VERSION: u8 = 4;
 /// The largest body that a receiver takes, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's header.
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn the_layout_stays() {
         let bytes = frame(Kind::Ack, 0x0102, 0x0304_0506, b"\xff");
-        assert_eq!(bytes[..20], *b"WPAX\x03\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
+        assert_eq!(bytes[..20], *b"WPAX\x04\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
         assert_eq!(bytes[20..24], crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), b"\xff").to_le_bytes());
     }
 
