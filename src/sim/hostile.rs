@@ -1,6 +1,6 @@
-//! Clients that keep to no rule: ids that go back, repeat or are the largest there is, long keys, large and empty values, bursts of
-//! reads, frames that are none, connections that are never read. They come in a part of the runs, beside the others, which
-//! must not notice; what they ask in a well-formed way is judged like any other request.
+//! Clients that keep to no rule: ids that go back, repeat or are the largest there is, long keys, large and empty values,
+//! bursts of reads, frames that are none, connections that are never read. They come in a part of the runs, beside the
+//! others, which must not notice; what they ask in a well-formed way is judged like any other request.
 
 use std::{collections::BTreeMap, io::IoSlice};
 
