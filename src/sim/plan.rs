@@ -187,15 +187,7 @@ impl Plan {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed, Purpose::Plan);
         let random = &mut random;
-        let theme = match random.below(100) {
-            0..47 => Theme::Mixed,
-            47..67 => Theme::Crashes,
-            67..78 => Theme::StealStorm,
-            78..85 => Theme::CatchUp,
-            85..88 => Theme::Crowd,
-            88..90 => Theme::Writers,
-            _ => Theme::Newcomers,
-        };
+        let theme = theme(random);
         let cluster = cluster(random, theme);
         let quorums = Quorums::new(&cluster).expect("the simulator asks for sound quorums");
         let weather = match random.below(10) {
@@ -252,12 +244,17 @@ impl Plan {
             Crashes::None | Crashes::KeepLog => random.permille(500),
             Crashes::ForGood | Crashes::LoseDisk => true,
         };
-        let random = &mut Random::new(seed, Purpose::Extremes);
-        plan.hostile = HostilePlan::new(random, &plan);
-        if plan.weather != Weather::Calm && random.permille(200) {
-            plan.extremes = random.range(1, (1 << EXTREME_KINDS) - 1);
-        }
+        plan.add_extremes();
         plan
+    }
+
+    /// Draws what was thought of later, from a stream of its own.
+    fn add_extremes(&mut self) {
+        let random = &mut Random::new(self.seed, Purpose::Extremes);
+        self.hostile = HostilePlan::new(random, self);
+        if self.weather != Weather::Calm && random.permille(200) {
+            self.extremes = random.range(1, (1 << EXTREME_KINDS) - 1);
+        }
     }
 
     /// Bends what was drawn towards the theme.
@@ -403,6 +400,18 @@ impl fmt::Display for Plan {
             writeln!(f, "  {:?}", self.hostile)?;
         }
         write!(f, "  {:?}\n  {:?}", self.tuning.batch, self.tuning.flow)
+    }
+}
+
+fn theme(random: &mut Random) -> Theme {
+    match random.below(100) {
+        0..47 => Theme::Mixed,
+        47..67 => Theme::Crashes,
+        67..78 => Theme::StealStorm,
+        78..85 => Theme::CatchUp,
+        85..88 => Theme::Crowd,
+        88..90 => Theme::Writers,
+        _ => Theme::Newcomers,
     }
 }
 
