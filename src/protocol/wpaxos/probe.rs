@@ -11,23 +11,17 @@ use bytes::Bytes;
 use zerocopy::IntoBytes;
 
 use super::{
-    Ballot, RequestKey, SPLIT_BYTES, WPaxos,
+    Ballot, RequestKey, WPaxos,
     message::{Objection, ProbeRow, Reader, RoundHead, ballot_from},
     requests::{Answer, Stage},
 };
 use crate::{
-    command::{Command, KEY_BYTES_MAX, Status},
+    command::{Command, Status},
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId, Send},
     topology::{NodeIndex, NodeSet},
-    wire::{self, Frame, FrameError, Kind},
+    wire::{self, Frame, FrameError, Kind, SPLIT_BYTES},
 };
-
-/// The longest body of a Probe: it is ended when it has [`SPLIT_BYTES`].
-pub(super) const BODY_BYTES_MAX: usize = SPLIT_BYTES + size_of::<RoundHead>() + size_of::<ProbeRow>() + KEY_BYTES_MAX;
-
-// An answer has at most one row for each of a Probe's, of which a key has at least a byte.
-const _: () = assert!(BODY_BYTES_MAX / (size_of::<ProbeRow>() + 1) * size_of::<Objection>() < wire::BODY_BYTES_MAX);
 
 /// A probe that was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +108,7 @@ impl WPaxos {
         let frame = wire::frame(Kind::Probe, self.config.shard, self.config.version, body);
         for (node, link) in self.links.iter().enumerate() {
             if link.is_up() {
-                out.sends.push(Send { to: NodeIndex(node as u8), frame: frame.clone(), after: RecordId(0) });
+                out.sends.push(Send { to: NodeIndex(node as u8), frame: frame.clone(), after: RecordId::NONE });
             }
         }
         self.counters.probes += 1;
@@ -129,9 +123,6 @@ impl WPaxos {
     /// them. A node that has no vote may not know what it should, and keeps silent.
     pub(super) fn on_probe(&mut self, from: NodeIndex, frame: &Frame, out: &mut Outputs) -> Result<(), FrameError> {
         let mut reader = Reader::new(frame);
-        if frame.body().len() > BODY_BYTES_MAX {
-            return Err(reader.wrong("it is longer than a probe may be"));
-        }
         let head: &RoundHead = reader.take()?;
         if !self.may_vote() && !self.config.has(Mutant::LearnerProbed) {
             return Ok(());
@@ -140,7 +131,7 @@ impl WPaxos {
         body.extend_from_slice(head.as_bytes());
         let answered = self.put_known(&mut reader, &mut body);
         if answered.is_ok() {
-            self.links[from.index()].send(Kind::ProbeReply, &body, RecordId(0), out);
+            self.links[from.index()].send(Kind::ProbeReply, &body, RecordId::NONE, out);
         }
         body.clear();
         self.scratch_bytes = body;
@@ -237,7 +228,7 @@ impl WPaxos {
             for (node, link) in self.links.iter().enumerate() {
                 let to = NodeIndex(node as u8);
                 if link.is_up() && out.room[node] > 0 && !probe.answered.contains(to) {
-                    out.sends.push(Send { to, frame: probe.frame.clone(), after: RecordId(0) });
+                    out.sends.push(Send { to, frame: probe.frame.clone(), after: RecordId::NONE });
                 }
             }
         }
