@@ -271,8 +271,17 @@ impl World {
             !goes_on
         });
         for conn in resumed {
-            let from = usize::from(self.conns[conn].ends[0] == End::Shard { node, boot, shard });
-            self.at(self.now, Event::Deliver { conn, from });
+            let Some(process) = self.process(node, boot) else { return Ok(()) };
+            let state = &mut process.shards[shard];
+            let Some(session) = state.sessions.get_mut(&conn) else { continue };
+            match session.go_on(&state.shard) {
+                Ok(Reading::On) => {
+                    let from = usize::from(self.conns[conn].ends[0] == End::Shard { node, boot, shard });
+                    self.at(self.now, Event::Deliver { conn, from });
+                }
+                Ok(Reading::Paused) => state.paused.push(conn),
+                Err(ended) => self.end_session(conn, (node, boot, shard), &ended)?,
+            }
         }
         Ok(())
     }

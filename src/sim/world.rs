@@ -392,6 +392,9 @@ impl World {
             }
             Next::Stopped => state.stopped = true,
         }
+        if let Some(process) = self.process(node, boot) {
+            process.shards[shard].shard.feed();
+        }
         self.resume_readers(node, boot, shard)?;
         self.begin_sync(node, boot, shard);
         self.look_at(node, shard)?;

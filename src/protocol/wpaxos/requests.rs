@@ -73,6 +73,8 @@ pub(super) struct Waiting {
     /// Whether it only reads, so that "maybe done" is of no interest.
     pub(super) is_write: bool,
     deadline: Micros,
+    /// Bytes of the command, kept or not.
+    bytes: u32,
     /// The command; empty while the stream holds it.
     pub(super) command: Bytes,
 }
@@ -96,21 +98,28 @@ pub(super) struct Requests {
     places: Vec<Place>,
     free: u32,
     waiting: usize,
+    bytes: usize,
 }
 
 const NO_PLACE: u32 = u32::MAX;
 
 impl Requests {
     pub(super) fn new() -> Self {
-        Self { places: Vec::new(), free: NO_PLACE, waiting: 0 }
+        Self { places: Vec::new(), free: NO_PLACE, waiting: 0, bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
+    /// Bytes of their commands.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn insert(&mut self, waiting: Waiting) -> RequestKey {
         self.waiting += 1;
+        self.bytes += waiting.bytes as usize;
         if self.free == NO_PLACE {
             self.places.push(Place::Used { tenant: 0, waiting });
             return RequestKey { index: (self.places.len() - 1) as u32, tenant: 0 };
@@ -146,6 +155,7 @@ impl Requests {
         };
         self.free = key.index;
         self.waiting -= 1;
+        self.bytes -= waiting.bytes as usize;
         Some(waiting)
     }
 
@@ -216,6 +226,7 @@ impl WPaxos {
 
     pub(super) fn is_overloaded(&self) -> bool {
         self.requests.len() >= self.config.flow.requests_max
+            || self.requests.bytes() >= self.config.flow.client_memory_bytes_max
             || self.stream.inflight_bytes() >= self.config.flow.stream_inflight_bytes_max
             || self.stream.last_seq() - self.stream.committed >= ENTRIES_OPEN_MAX as u64 / 2
     }
@@ -243,6 +254,7 @@ impl WPaxos {
             maybe_done: false,
             is_write,
             deadline: now.plus(self.config.timers.request_timeout_us),
+            bytes: command.bytes().len() as u32,
             command: Bytes::new(),
         });
         let leads = object.is_some_and(|object| self.objects[object].leading().is_some());
@@ -334,7 +346,12 @@ impl WPaxos {
     ) {
         let known = object.map(|object| &self.objects[object]);
         let value = known.filter(|_| answer.with_value).and_then(|object| object.state.value.as_deref());
-        let value = value.unwrap_or_default();
+        let mut answer = answer;
+        let mut value = value.unwrap_or_default();
+        if !value.is_empty() && out.value_bytes.len() >= Outputs::VALUE_BYTES_MAX {
+            // A read that is not answered has not happened.
+            (answer, value) = (Answer { status: Status::Overloaded, ..answer }, &[]);
+        }
         let promised = known.map_or(Ballot::ZERO, |object| object.promised);
         match origin {
             Origin::Client(to) => {
