@@ -12,9 +12,11 @@
 //! | `process`, `witness` | one process of one node, and who looks at it |
 //! | `net`, `carry` | connections that carry bytes, and how the world drives them |
 //! | [`disk`] | a disk that keeps a log, and loses what was not synced |
+//! | `ledger` | a log with an oracle beside it that knows what is durable |
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
 //! | [`oracle`] | what must hold |
+//! | [`hostile`] | cores among which one peer sends what it likes |
 //! | [`shrink`] | a shorter schedule for a run that fails |
 //! | [`run`] | one run, from its seed to its verdict |
 //! | `trace` | frames, for people |
@@ -23,6 +25,8 @@ mod carry;
 mod clients;
 pub mod disk;
 pub mod faults;
+pub mod hostile;
+mod ledger;
 mod net;
 pub mod oracle;
 pub mod plan;

@@ -1,8 +1,9 @@
 //! HTTP at a shard: hyper over this executor's sockets.
 //!
-//! One shard of a node accepts on the node's one HTTP address, and hands each connection to the shard that has the fewest. A
-//! command is handed to the protocol as soon as its request is whole, like one from a native client, or passed to the shard
-//! that its key belongs to; the turn that follows sends one batch for all of them, and wakes the connections whose answers came.
+//! One shard of a node accepts on the node's one HTTP address, and hands each connection to the shard that has the fewest.
+//! A command is handed to the protocol as soon as its request is whole, like one from a native client, or passed to the
+//! shard that its key belongs to; the turn that follows sends one batch for all of them, and wakes the connections whose
+//! answers came.
 //!
 //! Whatever a client does costs its connection and no more: heads and bodies have a longest length, bodies in memory a
 //! bound, connections a most, and each stage of a request a time limit (`watch`).
