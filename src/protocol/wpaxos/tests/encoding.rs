@@ -437,7 +437,7 @@ fn long_promise() -> (Bench, Vec<Frame>) {
     long_tail(&mut bench, 1, 2..=67);
     bench.cut(0, 2);
     bench.pass(200_000);
-    bench.ask(0, 1, Action::Get);
+    bench.ask(0, 1, Action::Put(b"v"));
     bench.links[0][2].clear();
     bench.nodes[0].objects[ObjectIndex(0)].promised = ballot(1, 1, 1);
     bench.deliver(0, 1);
