@@ -168,6 +168,12 @@ impl<P: Protocol> Core<P> {
         self.log.look()
     }
 
+    /// From now on frames for peers are kept for [`Self::take_tap`].
+    #[cfg(feature = "sim")]
+    pub(super) fn open_tap(&mut self) {
+        self.links.open_tap();
+    }
+
     /// Takes every frame that was queued for a peer since the last call.
     #[cfg(feature = "sim")]
     pub(super) fn take_tap(&mut self) -> Vec<(NodeIndex, Bytes)> {
@@ -443,7 +449,7 @@ impl<P: Protocol> Core<P> {
                 self.counters.replies_unknown += 1;
                 continue;
             };
-            let crate::protocol::Reply { status, version, slot, ballot, owner, .. } = *reply;
+            let crate::protocol::Reply { status, version, slot, repeated, ballot, owner, .. } = *reply;
             let value = self.out.value(reply);
             match waiting {
                 Waiting::Client { client, id, .. } => {
@@ -457,13 +463,13 @@ impl<P: Protocol> Core<P> {
                     let (status, value) = if refused { (Status::Overloaded, &[][..]) } else { (status, value) };
                     held.set(value.len());
                     let value = Bytes::copy_from_slice(value);
-                    ticket.give(Outcome { status, version, slot, ballot, value, _held: Some(held) });
+                    ticket.give(Outcome { status, version, slot, repeated, ballot, value, _held: Some(held) });
                 }
                 Waiting::Shard { from, token } => {
                     let full = status == Status::Ok && !self.node.mailboxes.takes(from, value.len());
                     let (status, value) = if full { (Status::Overloaded, &[][..]) } else { (status, value) };
                     let value = Bytes::copy_from_slice(value);
-                    let answer = LentAnswer { token, status, version, slot, ballot, owner, value };
+                    let answer = LentAnswer { token, status, version, slot, repeated, ballot, owner, value };
                     self.mailed[usize::from(from.0)] = true;
                     self.node.mailboxes.answer(self.shard, from, answer);
                 }

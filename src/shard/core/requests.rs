@@ -314,6 +314,8 @@ impl<P: Protocol> Core<P> {
         stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_client_memory_bytes", self.budget.used() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
+        // Of the process: there is one place that it says things to.
+        stats.insert("io_log_lines_lost", crate::diagnostics::lines_lost());
         stats
     }
 
@@ -348,7 +350,7 @@ impl<P: Protocol> Core<P> {
     }
 
     fn on_lent_answer(&mut self, answer: LentAnswer) {
-        let LentAnswer { token, status, version, slot, ballot, owner, value } = answer;
+        let LentAnswer { token, status, version, slot, repeated, ballot, owner, value } = answer;
         match self.waiting.remove(Key::from_token(token)) {
             Some(Waiting::Client { client, id, .. }) => {
                 let reply = ReplyRef { id, status, version, slot, ballot, owner, value: &value };
@@ -357,7 +359,7 @@ impl<P: Protocol> Core<P> {
             Some(Waiting::Web(ticket, held)) => {
                 self.counters.replies += 1;
                 held.set(value.len());
-                ticket.give(Outcome { status, version, slot, ballot, value, _held: Some(held) });
+                ticket.give(Outcome { status, version, slot, repeated, ballot, value, _held: Some(held) });
             }
             Some(Waiting::Shard { .. }) | None => self.counters.replies_unknown += 1,
         }
@@ -367,8 +369,8 @@ impl<P: Protocol> Core<P> {
         self.counters.requests_borrowed += 1;
         let LentRequest { token, zone, read, command: ref frame } = *request;
         if self.stop_by.is_some() {
-            let (status, value) = (Status::ShuttingDown, Bytes::new());
-            let answer = LentAnswer { token, status, version: 0, slot: 0, ballot: 0, owner: None, value };
+            let (status, repeated, value) = (Status::ShuttingDown, false, Bytes::new());
+            let answer = LentAnswer { token, status, version: 0, slot: 0, repeated, ballot: 0, owner: None, value };
             self.mailed[usize::from(from.0)] = true;
             return self.node.mailboxes.answer(self.shard, from, answer);
         }
