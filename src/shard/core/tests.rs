@@ -136,7 +136,10 @@ impl Caller {
             frames.push((frame.kind, frame.body.to_vec()));
             rest = &rest[bytes..];
         }
-        frames.remove(0);
+        // The welcome comes first.
+        if !frames.is_empty() {
+            frames.remove(0);
+        }
         frames
     }
 
