@@ -92,7 +92,15 @@ pub(super) struct Outcome {
 
 impl Default for Outcome {
     fn default() -> Self {
-        Self { status: Status::Overloaded, version: 0, slot: 0, repeated: false, ballot: 0, value: Bytes::new(), _held: None }
+        Self {
+            status: Status::Overloaded,
+            version: 0,
+            slot: 0,
+            repeated: false,
+            ballot: 0,
+            value: Bytes::new(),
+            _held: None,
+        }
     }
 }
 
