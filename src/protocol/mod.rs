@@ -139,6 +139,8 @@ pub struct Reply {
     pub version: u64,
     /// The slot that decided the command; 0 if none did.
     pub slot: u64,
+    /// Whether the command was executed before, with this status, and nothing was done now.
+    pub repeated: bool,
     /// The owner's ballot: round in the upper 48 bits, then zone and node ([`wpaxos::Ballot`]); 0 if unknown.
     pub ballot: u64,
     /// Who owns the object as far as this node knows.

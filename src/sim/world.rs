@@ -189,7 +189,7 @@ impl World {
     /// Says what happens, if somebody wants to see it.
     pub(super) fn say(&self, what: impl FnOnce() -> String) {
         if self.tracing {
-            eprintln!("{:>9} {}", self.now - BEGIN_US, what());
+            crate::complain!("{:>9} {}", self.now - BEGIN_US, what());
         }
     }
 

@@ -89,7 +89,8 @@ impl WPaxos {
             value_bytes: 0.into(),
             status: Status::Ok as u8,
             redirect: 1,
-            reserved: 0.into(),
+            repeated: 0,
+            reserved: 0,
         };
         self.links[to.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[]);
         self.counters.redirected += 1;
@@ -112,6 +113,7 @@ impl WPaxos {
             }
             let status = Status::from_wire(head.status).ok_or_else(|| reader.wrong("it has an unknown status"))?;
             reader.flag(head.redirect)?;
+            reader.flag(head.repeated)?;
             Ok((head, value, status))
         })?;
         for (head, value, status) in rows {
