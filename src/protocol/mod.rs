@@ -170,6 +170,9 @@ pub struct Outputs {
 }
 
 impl Outputs {
+    /// Bytes of values at which further reads of one input are refused: thousands of reads may be answered at once.
+    pub const VALUE_BYTES_MAX: usize = 32 << 20;
+
     /// For a cluster of this many nodes, with unlimited room.
     pub fn new(nodes: usize) -> Self {
         Self { room: vec![usize::MAX; nodes], ..Self::default() }

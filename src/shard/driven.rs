@@ -27,6 +27,11 @@ impl<P: Protocol> Shard<P> {
         self.core.borrow_mut().turn()
     }
 
+    /// Has readers go on that the last turn had no time for.
+    pub(crate) fn feed(&self) {
+        self.core.borrow_mut().feed();
+    }
+
     /// How the other shards of the node wake this one.
     pub(crate) fn set_mail_waker(&self, waker: Waker) {
         self.node.mailboxes.set_waker(self.shard, Some(waker));

@@ -45,10 +45,12 @@ pub enum Code {
     Stopping,
     /// There are as many clients as there may be.
     Full,
+    /// It takes too much memory or time.
+    Limit,
 }
 
 impl Code {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -60,6 +62,7 @@ impl Code {
         Self::Zone,
         Self::Stopping,
         Self::Full,
+        Self::Limit,
     ];
 
     /// As it is written.
@@ -76,6 +79,7 @@ impl Code {
             Self::Zone => "zone",
             Self::Stopping => "stopping",
             Self::Full => "full",
+            Self::Limit => "limit",
         }
     }
 }

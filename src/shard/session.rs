@@ -7,6 +7,7 @@ use super::{
     Shard,
     admission::Speaks,
     connection::Connection,
+    core::Unread,
     hello::{self, Code, PeerHello, Refusal},
     receive::Receiver,
     slab::Key,
@@ -60,7 +61,7 @@ impl Ended {
 pub(crate) enum Reading {
     /// It reads on.
     On,
-    /// It waits for [`Connection::resume`].
+    /// It waits for [`Connection::resume`], and then goes on with [`Session::go_on`].
     Paused,
 }
 
@@ -85,6 +86,8 @@ pub(crate) struct Session {
     stage: Stage,
     /// Bytes that came before the first whole frame.
     hello_bytes: usize,
+    /// A client's frame of which a turn has taken a part.
+    unread: Option<Unread>,
 }
 
 impl Session {
@@ -114,7 +117,7 @@ impl Session {
         let called = matches!(stage, Stage::Called);
         let key = shard.core.borrow_mut().connected(Rc::clone(&connection), called);
         let receiver = Receiver::new(shard.node.tuning.sockets.read_bytes);
-        Self { connection, receiver, key, stage, hello_bytes: 0 }
+        Self { connection, receiver, key, stage, hello_bytes: 0, unread: None }
     }
 
     /// The sending half.
@@ -152,17 +155,37 @@ impl Session {
                 return Ok(Reading::On);
             };
             self.stage = self.first_frame(shard, &frame)?;
+            if matches!(self.stage, Stage::Client(_)) {
+                self.receiver.charge(&shard.budget);
+            }
             // More frames may have come with the hello.
             bytes = 0;
         }
+        self.handle(shard, bytes)
+    }
+
+    /// Goes on after [`Reading::Paused`] with what was read before.
+    ///
+    /// # Errors
+    /// Why the session has to end.
+    pub(crate) fn go_on<P: Protocol>(&mut self, shard: &Shard<P>) -> Result<Reading, Ended> {
+        if self.connection.is_closed() {
+            return Err(Ended::Gone(io::ErrorKind::ConnectionAborted.into()));
+        }
+        self.handle(shard, 0)
+    }
+
+    fn handle<P: Protocol>(&mut self, shard: &Shard<P>, bytes: usize) -> Result<Reading, Ended> {
         let mut core = shard.core.borrow_mut();
-        let paused = match self.stage {
-            Stage::Link(peer, serial) => core.on_link_bytes(peer, serial, bytes, &mut self.receiver).map(|()| false),
-            Stage::Client(client) => core.on_client_bytes(client, bytes, &mut self.receiver),
+        let reading = match self.stage {
+            Stage::Link(peer, serial) => {
+                core.on_link_bytes(peer, serial, bytes, &mut self.receiver).map(|()| Reading::On)
+            }
+            Stage::Client(client) => core.on_client_bytes(client, bytes, &mut self.receiver, &mut self.unread),
             Stage::Called | Stage::Calling(_) => unreachable!("the first frame has settled who this is"),
         };
         shard.wake.notify();
-        Ok(if paused? { Reading::Paused } else { Reading::On })
+        Ok(reading?)
     }
 
     fn first_frame<P: Protocol>(&self, shard: &Shard<P>, frame: &Frame) -> Result<Stage, Ended> {

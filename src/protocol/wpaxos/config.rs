@@ -119,6 +119,12 @@ impl Config {
         is_quorum(set) || (self.has(Mutant::Phase1OneShort) && self.with_one_more(set).any(is_quorum))
     }
 
+    /// Whether these nodes would know of an object if anything were committed for it.
+    pub(super) fn is_probed(&self, set: NodeSet) -> bool {
+        let is_quorum = |set| self.quorums.is_phase1_quorum(set);
+        is_quorum(set) || (self.has(Mutant::ProbeOneShort) && self.with_one_more(set).any(is_quorum))
+    }
+
     /// Whether these nodes together can decide.
     pub(super) fn is_phase2_quorum(&self, set: NodeSet) -> bool {
         if self.has(Mutant::QuorumAsTotal) {

@@ -306,7 +306,7 @@ impl Forger {
             let command = self.command(&key);
             let own = if self.below(6) == 0 { self.ballot() } else { ballot };
             let command_bytes = (command.len() as u32).into();
-            put(body, &EntryHead { slot: self.number(), ballot: own, command_bytes, reserved: 0.into() });
+            put(body, &EntryHead { slot: self.number(), ballot: own, command_bytes, empty: 0.into() });
             body.extend_from_slice(&command);
         }
         (entries, (body.len() - start) as u32)

@@ -109,8 +109,9 @@ layout! {
         ballot: U64,
         /// Bytes of command.
         command_bytes: U32,
-        /// Must be 0.
-        reserved: U32,
+        /// 1 if the entry was withdrawn before it was sent: its number is empty, and the command a no-op that names the
+        /// object.
+        empty: U32,
     }
 }
 
@@ -399,7 +400,7 @@ layout! {
 }
 
 layout! {
-    /// Heads a Confirm and a ConfirmReply.
+    /// Heads a Confirm, a ConfirmReply, a Probe and a ProbeReply.
     RoundHead, 8 {
         /// The asking node's number for the round.
         round: U64,
@@ -407,11 +408,21 @@ layout! {
 }
 
 layout! {
-    /// An object of a Confirm that somebody else has taken.
+    /// An object in a Probe; the key follows.
+    ProbeRow, 8 {
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// An object of a Confirm that somebody else has taken, or of a Probe that the sender knows.
     Objection, 16 {
-        /// The higher ballot.
+        /// The higher ballot; to a Probe the sender's promise, or 0 if that is of an earlier version or none.
         ballot: U64,
-        /// The object's place in the Confirm.
+        /// The object's place in the Confirm or Probe.
         index: U32,
         /// Must be 0.
         reserved: U32,

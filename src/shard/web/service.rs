@@ -18,19 +18,13 @@ use crate::{
     api::http::{self, Target, TargetError, Verdict},
     command::{Action, Op, Status, VALUE_BYTES_MAX},
     protocol::Protocol,
-    shard::{Shard, core::Asked},
+    shard::{Shard, budget::Held, core::Asked},
     topology::Missing,
 };
 
 pub(super) type Reply = Response<Full<Bytes>>;
 /// An answer that ends the work on a request.
 pub(super) type Refused = Box<Reply>;
-
-/// Bodies of requests that a shard holds at a time, in bytes, over all connections.
-const BODIES_BYTES_MAX: usize = 64 << 20;
-
-/// Bytes of answers that a shard sends at a time, over all connections.
-const ANSWERS_BYTES_MAX: usize = 64 << 20;
 
 const ID: HeaderName = HeaderName::from_static("id");
 const CID: HeaderName = HeaderName::from_static("cid");
@@ -58,9 +52,9 @@ pub(super) async fn answer<P: Protocol>(
         Err(refused) => *refused,
     };
     let bytes = reply.body().size_hint().exact().unwrap_or(0) as usize;
-    let reply = match watch.hold_answer(bytes, ANSWERS_BYTES_MAX) {
+    let reply = match watch.hold_answer(bytes) {
         true => reply,
-        false => *overloaded("too many large answers at a time\n"),
+        false => *overloaded("clients hold as much memory as they may (flow.client_memory_bytes_max)\n"),
     };
     watch.enter(Stage::Send, shard.node.now());
     Ok(reply)
@@ -76,7 +70,7 @@ async fn route<P: Protocol>(
     let target = Target::parse(request.uri().path(), request.uri().query()).map_err(|error| target_error(&error))?;
     check_method(request.method(), &target)?;
     let (head, body) = request.into_parts();
-    let body = receive(shard, watch, body).await?;
+    let (body, _held) = receive(shard, watch, body).await?;
     watch.enter(Stage::Answer, shard.node.now());
     let identity = Identity::of(&head.headers)?;
     match target {
@@ -127,37 +121,15 @@ fn target_error(error: &TargetError) -> Refused {
     closing(refuse(code, &format!("{error}\n")))
 }
 
-/// What bodies a shard holds, given back when the body is gone.
-struct Held<'a, P> {
-    shard: &'a Shard<P>,
-    bytes: usize,
-}
-
-impl<P> Held<'_, P> {
-    fn more(&mut self, bytes: usize) -> bool {
-        let held = &self.shard.web.body_bytes;
-        held.set(held.get() + bytes);
-        self.bytes += bytes;
-        held.get() <= BODIES_BYTES_MAX
-    }
-}
-
-impl<P> Drop for Held<'_, P> {
-    fn drop(&mut self) {
-        let held = &self.shard.web.body_bytes;
-        held.set(held.get() - self.bytes);
-    }
-}
-
-/// The whole body, if it is not too long and comes in time.
-async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incoming) -> Result<Bytes, Refused> {
+/// The whole body, if it is not too long and comes in time, and the memory that it holds.
+async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incoming) -> Result<(Bytes, Held), Refused> {
     let bytes_max = shard.node.cluster.http.body_bytes_max;
     let too_long =
         || closing(refuse(413, &format!("the body has more than {bytes_max} bytes (http.body_bytes_max)\n")));
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_long());
     }
-    let mut held = Held { shard, bytes: 0 };
+    let held = Held::new(Some(Rc::clone(&shard.budget)), 0);
     let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
     loop {
         let frame = poll_fn(|context| match Pin::new(&mut body).poll_frame(context) {
@@ -171,12 +143,14 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
             // Trailers say nothing here.
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
-        if held.bytes + data.len() > bytes_max {
+        if held.bytes() + data.len() > bytes_max {
             return Err(too_long());
         }
-        if !held.more(data.len()) {
-            return Err(closing(overloaded("too many large requests at a time; it has not happened\n")));
+        if shard.budget.is_spent() && !data.is_empty() {
+            let text = "clients hold as much memory as they may (flow.client_memory_bytes_max); it has not happened\n";
+            return Err(closing(overloaded(text)));
         }
+        held.set(held.bytes() + data.len());
         if first.is_empty() && whole.is_empty() {
             first = data;
         } else {
@@ -184,7 +158,7 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
             whole.extend_from_slice(&data);
         }
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    Ok((if whole.is_empty() { first } else { whole.freeze() }, held))
 }
 
 /// Who asks, as the headers say.

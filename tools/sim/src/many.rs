@@ -90,6 +90,7 @@ impl Total {
         self.sum.executed += summary.executed;
         self.sum.faults += summary.faults;
         self.sum.undecided += summary.undecided;
+        self.sum.settled_us = self.sum.settled_us.max(summary.settled_us);
         self.sum.trace_hash ^= summary.trace_hash;
         self.failures.extend(result.err());
     }
@@ -112,6 +113,7 @@ impl Total {
             "known_executed": self.sum.executed,
             "faults": self.sum.faults,
             "searches_given_up": self.sum.undecided,
+            "settled_seconds_max": self.sum.settled_us as f64 / 1e6,
             "failures": failures.collect::<Vec<_>>(),
         })
     }
@@ -142,7 +144,7 @@ pub fn run(args: &Args) -> Total {
 }
 
 fn say(total: &Total, took: f64, threads: usize) {
-    let Summary { steps, time_us, operations, executed, faults, undecided, .. } = total.sum;
+    let Summary { steps, time_us, operations, executed, faults, undecided, settled_us, .. } = total.sum;
     let (simulated, minutes) = (time_us as f64 / 1e6, took / 60.0);
     wpaxos::say!("{} seeds, {} failed", total.runs, total.failures.len());
     wpaxos::say!(
@@ -154,7 +156,8 @@ fn say(total: &Total, took: f64, threads: usize) {
     );
     wpaxos::say!(
         "{steps} events, {simulated:.0} s of virtual time, {operations} operations, {executed} known to be executed, \
-         {faults} faults, {undecided} searches for an order given up"
+         {faults} faults, {undecided} searches for an order given up, settled {:.2} s after healing at the latest",
+        settled_us as f64 / 1e6
     );
     for failure in &total.failures {
         wpaxos::say!("  seed {}: {}", failure.options.seed, failure.violation);

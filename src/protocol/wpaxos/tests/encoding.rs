@@ -217,12 +217,8 @@ fn ids_that_no_command_has_are_refused_on_every_path() {
         let bytes = (frame.len() as u32).into();
         let forward = ForwardHead { id: 1.into(), command_bytes: bytes, zone: 0, read: 0, reserved: 0.into() };
         bench.refuses(1, 0, &frame_of(Kind::Forward, &[forward.as_bytes(), &frame]));
-        let entry = EntryHead {
-            slot: 1.into(),
-            ballot: ballot(9, 1, 2).number.into(),
-            command_bytes: bytes,
-            reserved: 0.into(),
-        };
+        let entry =
+            EntryHead { slot: 1.into(), ballot: ballot(9, 1, 2).number.into(), command_bytes: bytes, empty: 0.into() };
         let mut batch = batch(1, 1, &[]).body().to_vec();
         batch[40..44].copy_from_slice(&1u32.to_le_bytes());
         batch[44..48].copy_from_slice(&((entry.as_bytes().len() + frame.len()) as u32).to_le_bytes());
@@ -441,7 +437,7 @@ fn long_promise() -> (Bench, Vec<Frame>) {
     long_tail(&mut bench, 1, 2..=67);
     bench.cut(0, 2);
     bench.pass(200_000);
-    bench.ask(0, 1, Action::Get);
+    bench.ask(0, 1, Action::Put(b"v"));
     bench.links[0][2].clear();
     bench.nodes[0].objects[ObjectIndex(0)].promised = ballot(1, 1, 1);
     bench.deliver(0, 1);
