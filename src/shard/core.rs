@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::{
+    admission::Seat,
     clients::{Clients, Waiting},
     connection::Connection,
     counters::Counters,
@@ -37,6 +38,9 @@ pub(super) use web::Asked;
 
 /// A connection says hello within this time.
 const HELLO_TIMEOUT_US: u64 = 3_000_000;
+/// Where there are as many as may be that have not, the oldest is closed after so long: peers and clients say hello with the
+/// first byte that they send.
+const STRANGER_PATIENCE_US: u64 = 100_000;
 /// A node ends when its place has been taken for so many times as long as it takes to suspect a silent peer.
 const TAKEN_SUSPICIONS: u64 = 10;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
@@ -70,8 +74,8 @@ pub(super) struct Core<P> {
     /// Shards whose mailboxes this turn has put something into.
     mailed: Vec<bool>,
     connections: Slab<Rc<Connection>>,
-    /// Connections that have not said hello, with the time at which they are closed.
-    strangers: VecDeque<(Micros, Rc<Connection>)>,
+    /// Connections that have not said hello, in the order of their times.
+    strangers: VecDeque<Stranger>,
     next_tick: Micros,
     last_tick: Micros,
     /// When a stopping shard gives up waiting.
@@ -84,6 +88,23 @@ pub(super) struct Core<P> {
     web_buffer: BytesMut,
     web_ids: web::Ids,
     pub(super) counters: Counters,
+}
+
+/// A connection that has not said hello.
+#[derive(Debug)]
+struct Stranger {
+    /// When it was opened.
+    since: Micros,
+    /// Whether the other side has opened it.
+    called: bool,
+    connection: Rc<Connection>,
+}
+
+impl Stranger {
+    /// Whether it still is one.
+    fn remains(&self) -> bool {
+        !self.connection.established.get() && !self.connection.is_closed()
+    }
 }
 
 /// When a turn wants the next one.
@@ -154,10 +175,31 @@ impl<P: Protocol> Core<P> {
 
     // ---- connections ---------------------------------------------------------------------------------------------
 
-    /// A connection was opened, by either side.
-    pub(super) fn connected(&mut self, connection: Rc<Connection>) -> Key {
-        self.strangers.push_back((self.node.now().plus(HELLO_TIMEOUT_US), Rc::clone(&connection)));
+    /// A connection was opened, by the other side if `called`.
+    pub(super) fn connected(&mut self, connection: Rc<Connection>, called: bool) -> Key {
+        self.strangers.push_back(Stranger { since: self.node.now(), called, connection: Rc::clone(&connection) });
         self.connections.insert(connection)
+    }
+
+    /// Whether another connection may be accepted that has not said hello. One that has been silent for a while makes room.
+    pub(super) fn has_room_for_stranger(&mut self) -> bool {
+        let max = self.node.admission.bounds.strangers_max;
+        if self.strangers.len() < max {
+            return true;
+        }
+        self.strangers.retain(Stranger::remains);
+        if self.strangers.iter().filter(|stranger| stranger.called).count() < max {
+            return true;
+        }
+        let now = self.node.now();
+        let oldest = self.strangers.iter().position(|stranger| stranger.called).expect("there is one, max is not 0");
+        if now.since(self.strangers[oldest].since) < STRANGER_PATIENCE_US {
+            return false;
+        }
+        let stranger = self.strangers.remove(oldest).expect("just found");
+        self.counters.strangers_closed += 1;
+        stranger.connection.close();
+        true
     }
 
     /// Its reader has ended.
@@ -301,13 +343,13 @@ impl<P: Protocol> Core<P> {
     // ---- clients -------------------------------------------------------------------------------------------------
 
     /// A client's hello was taken.
-    pub(super) fn client_up(&mut self, connection: Rc<Connection>, zone: ZoneIndex, welcome: &[u8]) -> Key {
+    pub(super) fn client_up(&mut self, connection: Rc<Connection>, zone: ZoneIndex, seat: Seat, welcome: &[u8]) -> Key {
         let own = self.node.member().zone;
         let rtt_us = |wan: &crate::topology::WanMatrix| if zone == own { 0 } else { wan.rtt_us(own, zone) };
         let delay_us = self.node.cluster.wan.as_ref().map_or(0, rtt_us);
         connection.established.set(true);
         self.counters.clients_welcomed += 1;
-        let client = self.clients.insert(connection, zone, delay_us);
+        let client = self.clients.insert(connection, zone, seat, delay_us);
         self.clients.push_frame(client, welcome);
         client
     }
@@ -616,15 +658,14 @@ impl<P: Protocol> Core<P> {
         self.next_tick = now.plus(IDLE_TICK_US);
         self.protocol.on_tick(now, &mut self.out);
         self.note_membership();
-        while self
-            .strangers
-            .front()
-            .is_some_and(|(by, connection)| *by <= now || connection.established.get() || connection.is_closed())
-        {
-            let (_, connection) = self.strangers.pop_front().expect("there is a first one");
-            if !connection.established.get() && !connection.is_closed() {
-                tracing::info!(peer = %connection.peer, "closed: it has said no hello in {HELLO_TIMEOUT_US} µs");
-                connection.close();
+        let over = |stranger: &Stranger| !stranger.remains() || now.since(stranger.since) >= HELLO_TIMEOUT_US;
+        while self.strangers.front().is_some_and(over) {
+            let stranger = self.strangers.pop_front().expect("there is a first one");
+            if stranger.remains() {
+                self.counters.strangers_closed += 1;
+                let peer = stranger.connection.peer;
+                tracing::info!(%peer, "closed: it has said no hello in {HELLO_TIMEOUT_US} µs");
+                stranger.connection.close();
             }
         }
     }
