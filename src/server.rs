@@ -13,6 +13,10 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::{
+    consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXFSZ},
+    flag,
+};
 
 use crate::{
     failure::{Failure, StartError},
@@ -24,7 +28,7 @@ use crate::{
     shard::{ConnectionBounds, Doors, Executor, Host, LINGER_PATIENCE, Listener, Node, ShardContext, spawn},
     topology::{Cluster, Member, NodeId, NodeIndex, ShardId, StealPolicy},
     tuning::{Durability, Tuning, Wait},
-    wal::{DataDir, Identity},
+    wal::{DataDir, Identity, durable_state},
 };
 
 /// What a replica needs to know.
@@ -289,30 +293,55 @@ impl Drop for Starting {
 
 /// Ends the process when any of its threads panics: a replica goes down as a whole, never one core alone.
 pub fn exit_on_panic() {
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if STARTING.load(Ordering::SeqCst) > 0 {
             return;
         }
-        report(info);
-        eprintln!("wpaxos: a bug ends this replica (exit code {})", crate::failure::EXIT_BUG);
-        std::process::exit(crate::failure::EXIT_BUG);
+        let code = crate::failure::EXIT_BUG;
+        crate::diagnostics::report_panic(info, &format!("wpaxos: a bug ends this replica (exit code {code})"));
+        std::process::exit(code);
     }));
 }
 
-/// Sets the returned flag on SIGTERM or SIGINT; a second signal ends the process at once.
+/// Signals that would end a process, and that no operator means to end one with. SIGXFSZ is among them: a log that has grown
+/// to the largest size that is allowed is an error of the disk then, and said.
+const IGNORED_SIGNALS: [i32; 9] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXFSZ, SIGSTKFLT, SIGPWR];
+/// Real-time signals, as far as the C library leaves them to programs.
+const REALTIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
+const SIGSTKFLT: i32 = 16;
+const SIGPWR: i32 = 30;
+
+/// Sets the returned flag on SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT ends the process at once. A SIGHUP that was
+/// ignored when the process began, as `nohup` has it, stays ignored. Signals that nobody means to end a process with do nothing
+/// from now on: SIGUSR1, SIGUSR2, timers, real-time signals. SIGPIPE does nothing anyway.
 ///
 /// # Errors
 /// If the handlers cannot be installed.
 pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGTERM, SIGINT] {
         let code = crate::failure::EXIT_SECOND_SIGNAL;
         // In this order: the first signal finds the flag unset, the second finds it set.
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&told))?;
+        flag::register(signal, Arc::clone(&told))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    if !is_ignored(SIGHUP) {
+        flag::register(SIGHUP, Arc::clone(&stop))?;
+    }
+    let unheard = Arc::new(AtomicBool::new(false));
+    for signal in IGNORED_SIGNALS.into_iter().chain(REALTIME_SIGNALS) {
+        flag::register(signal, Arc::clone(&unheard))?;
     }
     Ok(stop)
+}
+
+/// Whether this process began with a signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have few.
@@ -337,10 +366,29 @@ fn open_data(
         (None, _) => Err(Failure::Config(format!(
             "durability {durability} needs a data directory: name one (--data DIR), or keep nothing (--durability none)"
         ))),
-        (Some(path), Durability::None) => Err(Failure::Config(format!(
-            "durability none keeps nothing, so it cannot use the data directory {}: leave that out, or choose sync or async",
+        (Some(path), Durability::None) => Err(keeps_nothing(path)),
+    }
+}
+
+/// Why nodes that keep nothing do not start where a data directory was named for them.
+///
+/// One that holds state is refused as such ([`Failure::DataDirectory`]): its node would come back without it, as one that has
+/// lost its disk, and be named anew by the others.
+pub fn keeps_nothing(path: &Path) -> Failure {
+    let below = std::fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let held = std::iter::once(path.to_owned()).chain(below);
+    let held = held.filter(|path| path.is_dir()).find_map(|path| Some((durable_state(&path)?, path)));
+    match held {
+        Some((state, path)) => Failure::DataDirectory(format!(
+            "data directory {}: it holds {state}, and durability none would leave it unused: the node would come back as one \
+             that has lost its disk. Start it with durability sync or async; to give the state up, move the directory away and \
+             name none",
             path.display()
-        ))),
+        )),
+        None => Failure::Config(format!(
+            "durability none keeps nothing, so it cannot use the data directory {}: leave out --data, or choose sync or async",
+            path.display()
+        )),
     }
 }
 
@@ -355,8 +403,8 @@ pub(crate) fn spare_descriptors(cluster: &Cluster, nodes: usize) -> Result<usize
     /// Rings, twice; event counters and sets.
     const OF_AN_EXECUTOR: usize = 16;
     /// A listener and the claim to its address; the segment that is written, the one before and the next, a checkpoint, the
-    /// directory; and connections that have not said hello.
-    const OF_A_SHARD: usize = 7 + ConnectionBounds::STRANGERS_MIN;
+    /// directory, the mark of the end; and connections that have not said hello.
+    const OF_A_SHARD: usize = 8 + ConnectionBounds::STRANGERS_MIN;
     let shards = nodes * usize::from(cluster.shards);
     let executors = shards.min(std::thread::available_parallelism().map_or(1, usize::from).max(cluster.shards.into()));
     let links = shards * (cluster.nodes.len() - 1);

@@ -55,6 +55,11 @@ impl Micros {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct RecordId(pub u64);
 
+impl RecordId {
+    /// No record: what rests on it may leave at once.
+    pub const NONE: Self = Self(0);
+}
+
 /// A position in the log of one object, from 1; 0 is "nothing yet".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Slot(pub u64);
@@ -134,6 +139,8 @@ pub struct Reply {
     pub version: u64,
     /// The slot that decided the command; 0 if none did.
     pub slot: u64,
+    /// Whether the command was executed before, with this status, and nothing was done now.
+    pub repeated: bool,
     /// The owner's ballot: round in the upper 48 bits, then zone and node ([`wpaxos::Ballot`]); 0 if unknown.
     pub ballot: u64,
     /// Who owns the object as far as this node knows.

@@ -161,6 +161,12 @@ impl<P: Protocol> Core<P> {
         self.log.look()
     }
 
+    /// From now on frames for peers are kept for [`Self::take_tap`].
+    #[cfg(feature = "sim")]
+    pub(super) fn open_tap(&mut self) {
+        self.links.open_tap();
+    }
+
     /// Takes every frame that was queued for a peer since the last call.
     #[cfg(feature = "sim")]
     pub(super) fn take_tap(&mut self) -> Vec<(NodeIndex, Bytes)> {
@@ -480,6 +486,8 @@ impl<P: Protocol> Core<P> {
         stats.insert("io_clients", self.clients.len() as u64);
         stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
+        // Of the process: there is one place that it says things to.
+        stats.insert("io_log_lines_lost", crate::diagnostics::lines_lost());
         stats
     }
 
@@ -506,7 +514,7 @@ impl<P: Protocol> Core<P> {
     }
 
     fn on_lent_answer(&mut self, answer: &LentAnswer) {
-        let LentAnswer { status, version, slot, ballot, owner, ref value, .. } = *answer;
+        let LentAnswer { status, version, slot, repeated, ballot, owner, ref value, .. } = *answer;
         match self.waiting.remove(Key::from_token(answer.token)) {
             Some(Waiting::Client { client, id }) => {
                 let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
@@ -514,7 +522,7 @@ impl<P: Protocol> Core<P> {
             }
             Some(Waiting::Web(ticket)) => {
                 self.counters.replies += 1;
-                ticket.give(Outcome { status, version, slot, ballot, value: value.clone() });
+                ticket.give(Outcome { status, version, slot, repeated, ballot, value: value.clone() });
             }
             Some(Waiting::Shard { .. }) | None => self.counters.replies_unknown += 1,
         }
@@ -524,8 +532,8 @@ impl<P: Protocol> Core<P> {
         self.counters.requests_borrowed += 1;
         let LentRequest { token, zone, read, command: ref frame } = *request;
         if self.stop_by.is_some() {
-            let (status, value) = (Status::ShuttingDown, Bytes::new());
-            let answer = LentAnswer { token, status, version: 0, slot: 0, ballot: 0, owner: None, value };
+            let (status, repeated, value) = (Status::ShuttingDown, false, Bytes::new());
+            let answer = LentAnswer { token, status, version: 0, slot: 0, repeated, ballot: 0, owner: None, value };
             self.mailed[usize::from(from.0)] = true;
             return self.node.mailboxes.answer(self.shard, from, answer);
         }
@@ -628,7 +636,7 @@ impl<P: Protocol> Core<P> {
                 self.counters.replies_unknown += 1;
                 continue;
             };
-            let crate::protocol::Reply { status, version, slot, ballot, owner, .. } = *reply;
+            let crate::protocol::Reply { status, version, slot, repeated, ballot, owner, .. } = *reply;
             let value = self.out.value(reply);
             match waiting {
                 Waiting::Client { client, id } => {
@@ -638,11 +646,11 @@ impl<P: Protocol> Core<P> {
                 Waiting::Web(ticket) => {
                     self.counters.replies += 1;
                     let value = Bytes::copy_from_slice(value);
-                    ticket.give(Outcome { status, version, slot, ballot, value });
+                    ticket.give(Outcome { status, version, slot, repeated, ballot, value });
                 }
                 Waiting::Shard { from, token } => {
                     let value = Bytes::copy_from_slice(value);
-                    let answer = LentAnswer { token, status, version, slot, ballot, owner, value };
+                    let answer = LentAnswer { token, status, version, slot, repeated, ballot, owner, value };
                     self.mailed[usize::from(from.0)] = true;
                     self.node.mailboxes.answer(self.shard, from, answer);
                 }

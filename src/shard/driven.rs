@@ -42,6 +42,11 @@ impl<P: Protocol> Shard<P> {
         Ref::map(self.core.borrow(), |core| core.protocol())
     }
 
+    /// From now on frames for peers are kept for [`Self::take_tap`], which has to be called again and again.
+    pub(crate) fn open_tap(&self) {
+        self.core.borrow_mut().open_tap();
+    }
+
     /// Takes every frame that was queued for a peer since the last call: whole, and due to be sent.
     pub(crate) fn take_tap(&self) -> Vec<(NodeIndex, Bytes)> {
         self.core.borrow_mut().take_tap()

@@ -44,6 +44,8 @@ pub(super) struct LentAnswer {
     pub(super) version: u64,
     /// The slot that decided it, or 0.
     pub(super) slot: u64,
+    /// Whether it was executed before, and nothing was done now.
+    pub(super) repeated: bool,
     /// The owner's ballot, or 0.
     pub(super) ballot: u64,
     /// The object's owner.

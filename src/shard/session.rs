@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     api::native::ClientHello,
+    diagnostics::Quoted,
     protocol::Protocol,
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, Kind},
@@ -221,8 +222,9 @@ impl Session {
 
     /// A client has called.
     fn welcome_client<P: Protocol>(&self, shard: &Shard<P>, frame: &Frame) -> Result<Stage, Ended> {
-        let hello: ClientHello = serde_json::from_slice(frame.body())
-            .map_err(|error| Refusal::malformed(format!("the ClientHello is not readable: {error}")))?;
+        let hello: ClientHello = serde_json::from_slice(frame.body()).map_err(|error| {
+            Refusal::malformed(format!("the ClientHello is not readable: {}", hello::quoted(&error)))
+        })?;
         let zone = shard.admit_client(&hello)?;
         let seat = shard.node.admission.admit(Speaks::Native);
         let seat = seat.map_err(|why| Refusal::new(Code::Full, why))?;
@@ -281,7 +283,7 @@ impl<P: Protocol> Shard<P> {
     fn admit_client(&self, hello: &ClientHello) -> Result<ZoneIndex, Refusal> {
         let cluster = &self.node.cluster;
         if let Some(name) = hello.cluster.as_ref().filter(|name| **name != cluster.name) {
-            let reason = format!("the client wants cluster '{name}', this is '{}'", cluster.name);
+            let reason = format!("the client wants cluster '{}', this is '{}'", Quoted::name(name), cluster.name);
             return Err(Refusal::new(Code::Cluster, reason));
         }
         if hello.client == 0 {

@@ -12,6 +12,7 @@
 //! | `process`, `witness` | one process of one node, and who looks at it |
 //! | `net`, `carry` | connections that carry bytes, and how the world drives them |
 //! | [`disk`] | a disk that keeps a log, and loses what was not synced |
+//! | `ledger` | a log with an oracle beside it that knows what is durable |
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
 //! | [`oracle`] | what must hold |
@@ -25,6 +26,7 @@ mod clients;
 pub mod disk;
 pub mod faults;
 pub mod hostile;
+mod ledger;
 mod net;
 pub mod oracle;
 pub mod plan;

@@ -7,8 +7,9 @@ use glommio::{Task, timer::Timer};
 
 use super::{
     Shared,
+    end::LogEnd,
     file::{LogFile, disk_failure, make_zeros},
-    format::{GroupHead, group_bytes, payload_room, record_bytes, write_group},
+    format::{GroupHead, group_bytes, group_checksum, payload_room, record_bytes, write_group},
     recovery::Segment,
 };
 use crate::{failure::Failure, protocol::RecordId, tuning::Durability};
@@ -128,6 +129,7 @@ impl Writer {
             state.pending.drain(..plan.records);
             head
         };
+        let checksum = group_checksum(buffer.bytes());
         let written = shared.disk.write(&current.file.0, buffer, current.offset).await;
         let doing = || format!("writing {bytes} bytes at {}", current.offset);
         written.map_err(|error| disk_failure(&current.segment.path, &doing(), &error))?;
@@ -141,6 +143,7 @@ impl Writer {
             let mut state = shared.state.borrow_mut();
             state.current_bytes = current.offset;
             state.durable = head.last();
+            state.end = LogEnd { sequence: head.sequence, checksum, record: head.last() };
             if shared.spec.mode == Durability::Async {
                 state.note_unsynced(&current.file, &current.segment.path);
             }

@@ -260,17 +260,20 @@ mod tests {
         Action::CompareAndSwap { expect: Expect::Version(7), value: b"" },
     ];
 
-    const STATUSES: [Status; 10] = [
+    const STATUSES: [Status; 13] = [
         Status::Ok,
         Status::NotFound,
         Status::CasFailed,
         Status::Duplicate,
         Status::OutcomeUnknown,
+        Status::IdTaken,
         Status::Overloaded,
         Status::TimeoutNotDone,
         Status::TimeoutMaybeDone,
         Status::BadRequest,
         Status::ShuttingDown,
+        Status::IdReused,
+        Status::IdStale,
     ];
 
     fn request_body() -> Vec<u8> {
@@ -284,7 +287,7 @@ mod tests {
     fn reply_body() -> Vec<u8> {
         let mut body = Vec::new();
         for (id, status) in (0..).zip(STATUSES) {
-            reply(id, status, &b"0123456789"[..id as usize]).encode(&mut body);
+            reply(id, status, &b"0123456789abc"[..id as usize]).encode(&mut body);
         }
         body
     }
@@ -306,7 +309,7 @@ mod tests {
     fn replies_read_back_as_they_were_written() {
         let body = reply_body();
         let read: Vec<_> = replies(&body).collect::<Result<_, _>>().unwrap();
-        let written = (0..).zip(STATUSES).map(|(id, status)| reply(id, status, &b"0123456789"[..id as usize]));
+        let written = (0..).zip(STATUSES).map(|(id, status)| reply(id, status, &b"0123456789abc"[..id as usize]));
         assert_eq!(read, written.collect::<Vec<_>>());
         assert_eq!((0..=255).filter_map(Status::from_wire).count(), STATUSES.len(), "STATUSES lacks some");
     }

@@ -87,7 +87,7 @@ impl WPaxos {
         let asked = |node: usize| owner.is_none_or(|owner| owner.index() == node);
         for (node, link) in self.links.iter_mut().enumerate() {
             if asked(node) {
-                link.put(Kind::StateRequest, &head, &[&known.key]);
+                link.put(Kind::StateRequest, RecordId::NONE, &head, &[&known.key]);
             }
         }
     }
@@ -111,7 +111,7 @@ impl WPaxos {
     fn send_state(&mut self, to: NodeIndex, object: ObjectIndex) {
         let known = &self.objects[object];
         self.counters.states_sent += 1;
-        self.links[to.index()].put_with(Kind::State, |buffer| put_state_entry(buffer, known));
+        self.links[to.index()].put_with(Kind::State, RecordId::NONE, |buffer| put_state_entry(buffer, known));
     }
 
     /// What this node installed in a phase 1: the claim that it has got so far in a stream may come to stand on it.
@@ -174,7 +174,7 @@ impl WPaxos {
             let done = catch_up.cursor as usize >= self.objects.len();
             self.links[node].catch_up = (!done).then_some(catch_up);
             if done {
-                self.links[node].flush(self.logged, out);
+                self.links[node].flush(out);
                 let body = SkipBody { stream: self.stream.id, to_seq: catch_up.from_seq.into() };
                 self.links[node].send(Kind::CatchUpDone, body.as_bytes(), RecordId(0), out);
             }

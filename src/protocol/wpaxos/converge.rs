@@ -119,7 +119,7 @@ impl Converge {
 }
 
 /// Streams of one owner in the order in which they were.
-fn age(stream: StreamId) -> (u32, u32, u64) {
+pub(super) fn age(stream: StreamId) -> (u32, u32, u64) {
     (stream.version.get(), stream.boot.get(), stream.incarnation.get())
 }
 
@@ -211,7 +211,7 @@ impl WPaxos {
                 Some(owner) => {
                     asked = Some(object);
                     let head = key_ballot_head(known.promised, &known.key);
-                    self.links[owner.index()].put(Kind::Handover, &head, &[&known.key]);
+                    self.links[owner.index()].put(Kind::Handover, RecordId::NONE, &head, &[&known.key]);
                     // It may have executed the slot long ago.
                     self.ask_state(now, object);
                 }
@@ -405,7 +405,7 @@ impl WPaxos {
         let Some(survey) = self.converge.survey.as_mut().filter(|survey| survey.due) else { return };
         survey.due = false;
         let (from, cursor) = (survey.from, survey.cursor);
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         let body = ListRequestBody { cursor: cursor.into() };
         self.links[from.index()].send(Kind::ListRequest, body.as_bytes(), RecordId(0), out);
     }
@@ -435,7 +435,7 @@ impl WPaxos {
         }
         let next = if next >= self.objects.len() { END } else { next as u32 };
         let head = ListHead { asked: body.cursor, next: next.into(), more: 0, reserved: [0; 3] };
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         self.links[from.index()].send(Kind::List, &[head.as_bytes(), &rows].concat(), RecordId(0), out);
         Ok(())
     }
@@ -473,7 +473,7 @@ impl WPaxos {
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;
-                self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
+                self.links[from.index()].put(Kind::StateRequest, RecordId::NONE, &head, &[key]);
             }
         }
         if asked == END {

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     command::{Status, VALUE_BYTES_MAX},
     mutant::Mutant,
-    protocol::{Micros, Outputs, ReadMode},
+    protocol::{Micros, Outputs, ReadMode, RecordId},
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, FrameError, Kind},
 };
@@ -31,7 +31,7 @@ impl WPaxos {
             read: waiting.read as u8,
             reserved: 0.into(),
         };
-        link.put(Kind::Forward, &head, &[&waiting.command]);
+        link.put(Kind::Forward, RecordId::NONE, &head, &[&waiting.command]);
         self.counters.forwarded += 1;
     }
 
@@ -89,9 +89,10 @@ impl WPaxos {
             value_bytes: 0.into(),
             status: Status::Ok as u8,
             redirect: 1,
-            reserved: 0.into(),
+            repeated: 0,
+            reserved: 0,
         };
-        self.links[to.index()].put(Kind::ForwardReply, &head, &[]);
+        self.links[to.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[]);
         self.counters.redirected += 1;
     }
 
@@ -112,6 +113,7 @@ impl WPaxos {
             }
             let status = Status::from_wire(head.status).ok_or_else(|| reader.wrong("it has an unknown status"))?;
             reader.flag(head.redirect)?;
+            reader.flag(head.repeated)?;
             Ok((head, value, status))
         })?;
         for (head, value, status) in rows {

@@ -80,7 +80,7 @@ impl WPaxos {
         let Some(page) = self.versions.merge.page.as_mut().filter(|page| page.due) else { return };
         page.due = false;
         let (from, cursor) = (page.from, page.cursor);
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         let body = ListRequestBody { cursor: cursor.into() };
         self.links[from.index()].send(Kind::MergeRequest, body.as_bytes(), RecordId(0), out);
     }
@@ -100,7 +100,7 @@ impl WPaxos {
         let start = body.cursor.get() as usize;
         let (mut next, mut bytes) = (start, 0);
         let mut rows = BytesMut::new();
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         while next < self.objects.len() && next < start + PAGE_OBJECTS && bytes < PAGE_BYTES {
             let known = &self.objects[ObjectIndex(next as u32)];
             next += 1;
@@ -235,7 +235,7 @@ impl WPaxos {
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;
-                self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
+                self.links[from.index()].put(Kind::StateRequest, RecordId::NONE, &head, &[key]);
             }
         }
         Ok(())

@@ -277,10 +277,12 @@ layout! {
         slot: U64,
         /// The object's version after the highest.
         version: U64,
+        /// The digest of the highest.
+        digest: U32,
         /// Its outcome.
         status: u8,
         /// Must be 0.
-        reserved: [u8; 7],
+        reserved: [u8; 3],
     }
 }
 
@@ -377,8 +379,10 @@ layout! {
         status: u8,
         /// 1 if nothing was done because `ballot` names another owner.
         redirect: u8,
+        /// 1 if the command was executed before, and nothing was done now.
+        repeated: u8,
         /// Must be 0.
-        reserved: U16,
+        reserved: u8,
     }
 }
 
@@ -717,6 +721,7 @@ impl<'a> Reader<'a> {
             floor: body.floor.get(),
             blind_below: body.blind_below.get(),
             slot: body.slot.get(),
+            digest: body.digest.get(),
             status: status.ok_or_else(|| self.wrong("a session has no outcome"))?,
             version: body.version.get(),
         })
@@ -748,8 +753,9 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
             blind_below: session.blind_below.into(),
             slot: session.slot.into(),
             version: session.version.into(),
+            digest: session.digest.into(),
             status: session.status as u8,
-            reserved: [0; 7],
+            reserved: [0; 3],
         };
         out.extend_from_slice(body.as_bytes());
     }

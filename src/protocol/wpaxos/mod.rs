@@ -23,6 +23,7 @@
 //! | `merge` | what a newcomer learns before it votes |
 //! | `state` | which states are the same |
 //! | `view` | what people ask about objects |
+//! | `obligations` | what a frame that leaves rests on |
 
 mod ballot;
 mod bounds;
@@ -40,6 +41,7 @@ mod membership;
 mod merge;
 mod message;
 mod object;
+pub mod obligations;
 mod phase1;
 mod phase2;
 mod read;
@@ -544,10 +546,7 @@ impl Protocol for WPaxos {
         out.records.append(&mut self.records);
         self.send_acks(now, out);
         self.send_stream(now, out);
-        let promises = if self.config.has(Mutant::PromiseBeforeDurable) { RecordId(0) } else { self.logged };
-        for link in &mut self.links {
-            link.flush(promises, out);
-        }
+        self.links.iter_mut().for_each(|link| link.flush(out));
     }
 
     fn flush_at(&self) -> Option<Micros> {

@@ -338,10 +338,14 @@ impl WPaxos {
     /// when a link comes up, and after a random, growing time; a link without room is left for later. A candidacy ends by
     /// being won or beaten only: others may rely on it to decide what it found.
     pub(super) fn check_candidacies(&mut self, now: Micros, out: &Outputs) {
-        while let Some(&(at, object)) = self.prepare_timers.first() {
-            if at > now {
-                break;
-            }
+        if self.prepare_timers.first().is_none_or(|(at, _)| *at > now) {
+            return;
+        }
+        if !self.config.has(Mutant::PrepareBeforeOwnRecord) {
+            // A candidacy of this very turn may be asked for again: its record comes first.
+            self.log_prepares();
+        }
+        while let Some(&(at, object)) = self.prepare_timers.first().filter(|(at, _)| *at <= now) {
             self.prepare_timers.pop_first();
             self.retry_prepare(now, at, object, out);
         }
@@ -370,6 +374,8 @@ impl WPaxos {
     fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex, out: &Outputs) {
         let patience = self.prepare_patience();
         let timers = &self.config.timers;
+        let early = self.config.has(Mutant::PrepareBeforeOwnRecord);
+        let own_promise = if early { RecordId::NONE } else { self.logged };
         let jitter = self.random.next();
         let known = &mut self.objects[object];
         let Role::Preparing(preparing) = &mut known.role else { return };
@@ -387,7 +393,7 @@ impl WPaxos {
             let has_room = out.room[node] > 0;
             if is_new && has_room && !preparing.answered.contains(NodeIndex(node as u8)) {
                 preparing.asked[node] = link.connection();
-                link.put(Kind::Prepare, &head, &[&known.key]);
+                link.put(Kind::Prepare, own_promise, &head, &[&known.key]);
                 self.counters.prepares_repeated += 1;
             }
         }
@@ -427,7 +433,7 @@ impl WPaxos {
         if self.config.is_below(ballot, promised) {
             let key = &self.objects[object].key;
             let head = reject_head(ballot, promised, key);
-            self.links[from.index()].put(Kind::Reject, &head, &[key]);
+            self.links[from.index()].put(Kind::Reject, RecordId::NONE, &head, &[key]);
             return;
         }
         let keeps_lead = self.config.has(Mutant::PromiseKeepsLead) && self.objects[object].leading().is_some();
@@ -441,6 +447,8 @@ impl WPaxos {
     /// The whole promise: watermark, state if the candidate's is older, and every slot above it, decided ones too; in several
     /// parts if the tail is long.
     fn send_promise(&mut self, to: NodeIndex, object: ObjectIndex, ballot: Ballot, candidate_applied: u64) {
+        let early = self.config.has(Mutant::PromiseBeforeDurable);
+        let own_promise = if early { RecordId::NONE } else { self.logged };
         let known = &self.objects[object];
         let (stream, inbound) = (&self.stream, &self.inbound);
         let without_decided = self.config.has(Mutant::PromiseWithoutDecided);
@@ -450,7 +458,7 @@ impl WPaxos {
         let link = &mut self.links[to.index()];
         let (mut part, mut more) = (0u32, link.is_up());
         while more {
-            link.put_with(Kind::Promise, |buffer| {
+            link.put_with(Kind::Promise, own_promise, |buffer| {
                 let start = buffer.len();
                 let mut head = PromiseHead {
                     ballot: ballot.number.into(),

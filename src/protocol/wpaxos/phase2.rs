@@ -306,11 +306,11 @@ impl WPaxos {
         self.note_version(entry.object);
         let object = &self.objects[entry.object];
         let with_value = command.op() == Op::Get;
-        let (status, version, slot) = (executed.status, executed.version, entry.slot);
+        let answer = Answer { with_value, ..Answer::executed(executed, entry.slot) };
         if !object.tail.is_empty() || object.rare.is_some() {
             self.after_execution(now, entry.object, out);
         }
-        Answer { status, version, slot, with_value }
+        answer
     }
 
     /// An entry leaves its stream, but a tail still has it: the tail keeps the bytes itself from now on.

@@ -129,7 +129,7 @@ impl WPaxos {
     pub(super) fn release_parked(&mut self, object: ObjectIndex) {
         let known = &mut self.objects[object];
         let settled = known.leading().is_some_and(|leading| leading.settled <= known.applied);
-        let mut free = known.free_slots();
+        let mut free = known.free_slots(&self.config);
         let Some(rare) = known.rare.as_mut().filter(|_| settled) else { return };
         while let Some(key) = rare.parked.front() {
             let takes_slot = self.requests.get_mut(*key).is_some_and(|waiting| waiting.takes_slot());
@@ -198,7 +198,7 @@ impl WPaxos {
             reader.zero(asked.reserved)?;
             let key = reader.key(asked.key_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, asked.ballot)?;
-            let promised = self.objects.find(key).map_or(Ballot::ZERO, |object| self.objects[object].promised);
+            let promised = self.promised_of(key);
             if promised > ballot && self.config.has(Mutant::SilentObjection) {
                 return Ok(());
             }
@@ -212,6 +212,16 @@ impl WPaxos {
         body.clear();
         self.scratch_bytes = body;
         Ok(())
+    }
+
+    /// The highest ballot that this node has promised for an object, to itself as to others: an owner that has taken the object
+    /// knows best that the one who asks has lost it.
+    fn promised_of(&self, key: &[u8]) -> Ballot {
+        let Some(object) = self.objects.find(key) else { return Ballot::ZERO };
+        if self.config.has(Mutant::ConfirmByCandidate) && !self.objects[object].is_idle() {
+            return Ballot::ZERO;
+        }
+        self.objects[object].promised
     }
 
     /// An answer to a round: an objection deposes this node, the rest confirms it.
@@ -263,8 +273,8 @@ impl WPaxos {
             }
             self.counters.reads += 1;
             let status = if known.state.value.is_some() { Status::Ok } else { Status::NotFound };
-            let (version, slot) = (known.state.version, 0);
-            self.answer(key, Answer { status, version, slot, with_value: true }, out);
+            let version = known.state.version;
+            self.answer(key, Answer { status, version, slot: 0, repeated: false, with_value: true }, out);
             self.make_due_offer(now, object);
         }
     }

@@ -6,8 +6,8 @@ use super::{Ballot, ObjectIndex, WPaxos, message::ForwardReplyHead};
 use crate::{
     command::{Command, Status, mark_retry},
     mutant::Mutant,
-    protocol::{Micros, Outputs, ReadMode, Reply, ReplyTo, Request},
-    store::Judgement,
+    protocol::{Micros, Outputs, ReadMode, RecordId, Reply, ReplyTo, Request},
+    store::Executed,
     topology::{NodeIndex, ZoneIndex},
     wire::{ENTRIES_OPEN_MAX, Kind},
 };
@@ -165,13 +165,19 @@ pub(super) struct Answer {
     pub(super) status: Status,
     pub(super) version: u64,
     pub(super) slot: u64,
+    /// Whether it was executed before, and nothing was done now.
+    pub(super) repeated: bool,
     /// Whether the object's value belongs to the answer.
     pub(super) with_value: bool,
 }
 
 impl Answer {
     pub(super) const fn refusal(status: Status) -> Self {
-        Self { status, version: 0, slot: 0, with_value: false }
+        Self { status, version: 0, slot: 0, repeated: false, with_value: false }
+    }
+
+    pub(super) const fn executed(Executed { status, version, repeated }: Executed, slot: u64) -> Self {
+        Self { status, version, slot, repeated, with_value: false }
     }
 }
 
@@ -279,7 +285,7 @@ impl WPaxos {
         let (object, zone) = (waiting.object, waiting.zone);
         if !waiting.takes_slot() {
             self.enrol_read(now, key, object);
-        } else if self.objects[object].free_slots() == 0 {
+        } else if self.objects[object].free_slots(&self.config) == 0 {
             if waiting.command.is_empty() {
                 waiting.command = Bytes::copy_from_slice(command.bytes());
             }
@@ -320,6 +326,7 @@ impl WPaxos {
                     status: answer.status,
                     version: answer.version,
                     slot: answer.slot,
+                    repeated: answer.repeated,
                     ballot: promised.number,
                     owner: promised.owner(),
                     value: start..out.value_bytes.len(),
@@ -335,9 +342,10 @@ impl WPaxos {
                     value_bytes: (value.len() as u32).into(),
                     status: answer.status as u8,
                     redirect: 0,
-                    reserved: 0.into(),
+                    repeated: answer.repeated.into(),
+                    reserved: 0,
                 };
-                self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
+                self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
         }
     }
@@ -352,9 +360,11 @@ impl WPaxos {
         out: &mut Outputs,
     ) {
         let Some(waiting) = self.requests.remove(key) else { return };
-        // A refusal speaks for the last attempt only; an earlier one went elsewhere and may have been executed.
+        // A refusal speaks for the last attempt only; an earlier one went elsewhere and may have been executed. That another
+        // command has its id is known of all attempts.
         let again = waiting.is_write && Command::view(&waiting.command).is_retry();
-        let status = if again && status.is_refused() { Status::TimeoutMaybeDone } else { status };
+        let is_doubtful = again && status.is_refused() && status != Status::IdReused;
+        let status = if is_doubtful { Status::TimeoutMaybeDone } else { status };
         let ballot = Ballot { version: self.config.version, number: reply.ballot.get() };
         match waiting.origin {
             Origin::Client(to) => {
@@ -365,6 +375,7 @@ impl WPaxos {
                     status,
                     version: reply.version.get(),
                     slot: reply.slot.get(),
+                    repeated: reply.repeated == 1,
                     ballot: ballot.number,
                     owner: ballot.owner(),
                     value: start..out.value_bytes.len(),
@@ -373,7 +384,7 @@ impl WPaxos {
             Origin::Node { node, connection, .. } if self.links[node.index()].connection() != connection => {}
             Origin::Node { node, id, .. } => {
                 let head = ForwardReplyHead { id: id.into(), status: status as u8, ..*reply };
-                self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
+                self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
         }
     }
@@ -403,17 +414,15 @@ impl WPaxos {
             self.route(now, key);
             return;
         }
-        let judged = self.objects[object].state.judge(command.client(), command.id(), true);
-        let version = self.objects[object].state.version;
-        let answer = match judged {
-            Judgement::Fresh => return self.reroute_as_retry(now, key),
-            Judgement::Done(executed) => {
-                Answer { status: executed.status, version: executed.version, slot, with_value: false }
+        let state = &self.objects[object].state;
+        match state.judge_retry(command).answer(state.version) {
+            None => self.reroute_as_retry(now, key),
+            // Of a first copy that is done, it is this entry that was executed.
+            Some(executed) => {
+                let repeated = executed.repeated && command.is_retry();
+                self.answer(key, Answer::executed(Executed { repeated, ..executed }, slot), out);
             }
-            Judgement::Duplicate => Answer { status: Status::Duplicate, version, slot, with_value: false },
-            Judgement::Unknown => Answer { status: Status::OutcomeUnknown, version, slot, with_value: false },
-        };
-        self.answer(key, answer, out);
+        }
     }
 
     /// Ends requests whose time is over, and sends those again whose way was cut (`protocol.md` §6: no request waits for

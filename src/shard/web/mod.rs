@@ -81,6 +81,8 @@ pub(super) struct Outcome {
     pub(super) version: u64,
     /// The slot that decided it, or 0.
     pub(super) slot: u64,
+    /// Whether it was executed before, and nothing was done now.
+    pub(super) repeated: bool,
     /// The owner's ballot, or 0.
     pub(super) ballot: u64,
     /// The value read.
@@ -89,7 +91,7 @@ pub(super) struct Outcome {
 
 impl Default for Outcome {
     fn default() -> Self {
-        Self { status: Status::Overloaded, version: 0, slot: 0, ballot: 0, value: Bytes::new() }
+        Self { status: Status::Overloaded, version: 0, slot: 0, repeated: false, ballot: 0, value: Bytes::new() }
     }
 }
 

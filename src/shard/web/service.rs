@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::http::{self, Target, TargetError, Verdict},
-    command::{Action, Op, VALUE_BYTES_MAX},
+    command::{Action, Op, Status, VALUE_BYTES_MAX},
     protocol::Protocol,
     shard::{Shard, core::Asked},
     topology::Missing,
@@ -39,6 +39,10 @@ const SLOT: HeaderName = HeaderName::from_static("slot");
 const BALLOT: HeaderName = HeaderName::from_static("ballot");
 const EXECUTE: HeaderName = HeaderName::from_static("execute");
 const VERSION: HeaderName = HeaderName::from_static("version");
+/// Whoever sends a command again has to say which.
+const NAMELESS_RETRY: &str = "Retry without an Id and a Cid that name the command: nobody can tell whether it was executed \
+    before. An Id like 1.1 names a replica, not a client\n";
+
 const OUTCOME: HeaderName = HeaderName::from_static("outcome");
 
 /// Answers a request.
@@ -239,21 +243,41 @@ async fn command<P: Protocol>(
         Action::Delete => Op::Delete,
         _ => Op::Get,
     };
-    let asked = Asked { identity: identity.pair, retry: identity.retry, key, action };
+    if identity.retry && identity.pair.is_none() && op.is_write() {
+        return Err(refuse(400, NAMELESS_RETRY));
+    }
+    let mut asked = Asked { identity: identity.pair, retry: identity.retry, key, action };
+    let mut ended = outcome_of(shard, watch, slot, &asked).await?;
+    if matches!(&ended, Ok(outcome) if outcome.status == Status::IdStale) {
+        // It is certain that this copy was not executed, and its client says that there was no other: it is a command of its
+        // own, whatever its number.
+        asked.identity = None;
+        ended = outcome_of(shard, watch, slot, &asked).await?;
+    }
+    let settings = &shard.node.cluster.http;
+    match ended {
+        Ok(outcome) => Ok(tell(op, outcome, identity, settings.missing)),
+        Err(()) if op == Op::Get => Err(closing(gave_up("not-done", "no answer in time; a read changes nothing\n"))),
+        Err(()) => Err(closing(gave_up("unknown", "no answer in time; it may have happened, or may still\n"))),
+    }
+}
+
+/// Hands a command to the protocol; its outcome, or the end of the time for it.
+async fn outcome_of<P: Protocol>(
+    shard: &Rc<Shard<P>>,
+    watch: &Watch,
+    slot: &Rc<Slot>,
+    asked: &Asked<'_>,
+) -> Result<Result<Outcome, ()>, Refused> {
     let ticket = Ticket::next(slot);
-    let taken = shard.core.borrow_mut().web_request(&asked, ticket.clone());
-    taken.map_err(|error| refuse(if key.is_empty() { 400 } else { 414 }, &format!("{error}\n")))?;
+    let taken = shard.core.borrow_mut().web_request(asked, ticket.clone());
+    taken.map_err(|error| refuse(if asked.key.is_empty() { 400 } else { 414 }, &format!("{error}\n")))?;
     shard.wake.notify();
     let outcome = poll_fn(|context| match ticket.poll(context) {
         Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
         Poll::Pending => watch.poll_expired(context).map(Err),
     });
-    let settings = &shard.node.cluster.http;
-    match outcome.await {
-        Ok(outcome) => Ok(tell(op, outcome, identity, settings.missing)),
-        Err(()) if op == Op::Get => Err(closing(gave_up("not-done", "no answer in time; a read changes nothing\n"))),
-        Err(()) => Err(closing(gave_up("unknown", "no answer in time; it may have happened, or may still\n"))),
-    }
+    Ok(outcome.await)
 }
 
 fn gave_up(outcome: &'static str, text: &str) -> Refused {
@@ -264,7 +288,8 @@ fn gave_up(outcome: &'static str, text: &str) -> Refused {
 
 /// A command's outcome as an answer.
 fn tell(op: Op, outcome: Outcome, identity: &Identity, missing: Missing) -> Reply {
-    let Verdict { code, outcome: ended, text, retry_after } = http::verdict(op, outcome.status, missing);
+    let Verdict { code, outcome: ended, text, retry_after } =
+        http::verdict(op, outcome.status, outcome.repeated, missing);
     let mut reply = if code == 200 {
         let mut reply = Response::new(Full::new(outcome.value));
         if op == Op::Get {

@@ -291,7 +291,12 @@ fn mismatch(act: Act, answer: Answer) -> Option<&'static str> {
         _ if answer.value != 0 => Some("only a read that found something has a value"),
         Status::NotFound if !is_read && act != Act::Delete => Some("only reads and deletes miss a value"),
         Status::CasFailed if matches!(act, Act::Get | Act::Put(_) | Act::Delete) => Some("it expects nothing"),
-        Status::Duplicate | Status::OutcomeUnknown if is_read => Some("a read is not judged"),
+        Status::Duplicate | Status::OutcomeUnknown | Status::IdTaken | Status::IdReused | Status::IdStale
+            if is_read =>
+        {
+            Some("a read is not judged")
+        }
+        Status::IdReused => Some("no client gives an id to two commands"),
         Status::Ok if answer.version == 0 => Some("a write that took effect has a version"),
         _ => None,
     }

@@ -156,7 +156,7 @@ proptest! {
             NewCommand { client, id, retry: *retry, key: b"k", action }.encode(&mut bytes).unwrap();
             let command = Command::parse(&bytes).unwrap();
             prop_assert!(command.is_request());
-            state.execute(slot, command);
+            state.execute(slot, command, OPEN_SLOTS_MAX);
             if slot % 10 == 0 || slot == steps.len() as u64 {
                 prop_assert_eq!(read_back(&state, slot), Ok(state.clone()));
             }
@@ -182,7 +182,7 @@ proptest! {
             let (status, version) = (Status::Ok, 0);
             let (floor, blind_below) = (0, 0);
             recent.sessions.push(crate::store::Session {
-                client, highest, before, older, floor, blind_below, slot, status, version,
+                client, highest, before, older, floor, blind_below, slot, status, version, digest: 0,
             });
         }
         let state = ObjectState { value: None, version: 3, recent };
@@ -192,7 +192,7 @@ proptest! {
             let id = next_id(last.get(&client).copied().unwrap_or(5), way);
             last.insert(client, id);
             let bytes = encoded(client, id, b"k", Action::Put(b"v"));
-            state.execute(slot, Command::parse(&bytes).unwrap());
+            state.execute(slot, Command::parse(&bytes).unwrap(), OPEN_SLOTS_MAX);
             prop_assert_eq!(read_back(&state, slot), Ok(state.clone()));
         }
     }
@@ -277,6 +277,7 @@ fn states_that_no_execution_makes_are_refused() {
     let session = |client, slot| crate::store::Session {
         client,
         highest: 1,
+        digest: 0,
         before: 0,
         older: crate::store::Older::default(),
         floor: 0,
@@ -613,8 +614,8 @@ fn gathered_frames_stay_below_their_limits() {
     for (kind, row) in rows {
         let mut bench = Bench::three();
         // Just not enough to close it, and then a largest row.
-        bench.nodes[0].links[1].put(kind, &[0u8; 1], &[&vec![0; SPLIT_BYTES - 26]]);
-        bench.nodes[0].links[1].put(kind, &[0u8; 1], &[&vec![0; row - 1]]);
+        bench.nodes[0].links[1].put(kind, RecordId::NONE, &[0u8; 1], &[&vec![0; SPLIT_BYTES - 26]]);
+        bench.nodes[0].links[1].put(kind, RecordId::NONE, &[0u8; 1], &[&vec![0; row - 1]]);
         bench.flush(0);
         let frame = of_kind(&bench.take(0, 1), kind).pop().unwrap();
         assert_eq!(frame.body().len(), SPLIT_BYTES - 25 + row, "{kind:?}");
@@ -631,7 +632,7 @@ fn the_largest_state_goes_into_a_frame_that_is_nearly_full() {
     let known = &mut bench.nodes[1].objects[object];
     for slot in 1..=2 * OPEN_SLOTS_MAX {
         let bytes = encoded(slot, 1, &key, Action::Put(&value));
-        known.state.execute(slot, Command::view(&bytes));
+        known.state.execute(slot, Command::view(&bytes), OPEN_SLOTS_MAX);
         known.applied = slot;
     }
     assert!(known.state.recent.sessions.len() as u64 > OPEN_SLOTS_MAX);
