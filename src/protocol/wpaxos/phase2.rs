@@ -428,7 +428,7 @@ struct Checked<'a> {
     left: u32,
     owner: NodeId,
     /// Most entries have the ballot of the one before.
-    usual: u64,
+    usual: Option<u64>,
     wrong: Option<FrameError>,
 }
 
@@ -441,12 +441,12 @@ impl<'a> Checked<'a> {
         }
         let command = reader.entry(head.command_bytes)?;
         reader.slot(head.slot)?;
-        if head.ballot.get() != self.usual {
+        if self.usual != Some(head.ballot.get()) {
             // Of any version: the frame's is checked with its stream.
             if ballot_from(reader, 1, head.ballot)?.owner() != Some(self.owner) {
                 return Err(reader.wrong("an entry has somebody else's ballot"));
             }
-            self.usual = head.ballot.get();
+            self.usual = Some(head.ballot.get());
         }
         Ok(command.key())
     }
@@ -544,7 +544,7 @@ impl WPaxos {
     ) -> Result<(), FrameError> {
         let end = reader.offset() + head.entries_bytes.get() as usize;
         let owner = self.config.nodes[from.index()];
-        let mut checked = Checked { reader, left: head.entries.get(), owner, usual: 0, wrong: None };
+        let mut checked = Checked { reader, left: head.entries.get(), owner, usual: None, wrong: None };
         self.objects.foresee(&mut checked, places);
         match checked.wrong {
             Some(wrong) => Err(wrong),
