@@ -356,7 +356,10 @@ impl World {
         let body: Vec<u8> = (0..random.below(100)).map(|_| random.any() as u8).collect();
         let frame = match random.below(5) {
             0 => body,
-            1 => wire::frame(*random.pick(&kinds), 7, 9, &body).to_vec(),
+            1 => {
+                let kind = *random.pick(&kinds);
+                wire::frame(kind, 7, 9, &body[..body.len().min(kind.body_bytes_max())]).to_vec()
+            }
             2 => wire::frame(Kind::Request, 7, 0, &body).to_vec(),
             3 => {
                 let mut frame = wire::frame(Kind::Request, 0, 0, &body).to_vec();
