@@ -110,6 +110,8 @@ pub enum Kind {
     MergeRequest = 37,
     /// A page of that list.
     Merge = 38,
+    /// The receiver came back with less than it had acked.
+    Older = 39,
     /// In logs: what a node knows of the configuration.
     Membership = 48,
     /// In checkpoints: a place in a stream.
@@ -160,6 +162,7 @@ impl Kind {
             36 => Self::Reconfigure,
             37 => Self::MergeRequest,
             38 => Self::Merge,
+            39 => Self::Older,
             48 => Self::Membership,
             49 => Self::StreamPlace,
             50 => Self::Kept,
@@ -359,7 +362,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 35] = [
+    const KINDS: [Kind; 36] = [
         Kind::PeerHello,
         Kind::PeerWelcome,
         Kind::Refused,
@@ -386,6 +389,7 @@ mod tests {
         Kind::Reconfigure,
         Kind::MergeRequest,
         Kind::Merge,
+        Kind::Older,
         Kind::Membership,
         Kind::StreamPlace,
         Kind::Kept,
