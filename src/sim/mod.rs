@@ -15,12 +15,14 @@
 //! | `ledger` | a log with an oracle beside it that knows what is durable |
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
+//! | `careless` | clients that keep to no rule |
 //! | [`oracle`] | what must hold |
 //! | [`hostile`] | cores among which one peer sends what it likes |
 //! | [`shrink`] | a shorter schedule for a run that fails |
 //! | [`run`] | one run, from its seed to its verdict |
 //! | `trace` | frames, for people |
 
+mod careless;
 mod carry;
 mod clients;
 pub mod disk;

@@ -16,6 +16,12 @@ pub enum Purpose {
     Disk = 5,
     /// What goes wrong, and when.
     Faults = 6,
+    /// What hostile clients do.
+    Hostile = 7,
+    /// What else the run is about: what is drawn later leaves the plan of other runs as it was.
+    Extremes = 8,
+    /// What goes wrong in those runs besides.
+    ExtremeFaults = 9,
 }
 
 /// splitmix64.

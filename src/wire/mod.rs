@@ -110,8 +110,12 @@ pub enum Kind {
     MergeRequest = 37,
     /// A page of that list.
     Merge = 38,
+    /// Asks for objects that the sender has never heard of, before it answers reads of them.
+    Probe = 39,
+    /// The answer to Probe, with the objects that the receiver knows.
+    ProbeReply = 40,
     /// The receiver came back with less than it had acked.
-    Older = 39,
+    Older = 41,
     /// In logs: what a node knows of the configuration.
     Membership = 48,
     /// In checkpoints: a place in a stream.
@@ -162,7 +166,9 @@ impl Kind {
             36 => Self::Reconfigure,
             37 => Self::MergeRequest,
             38 => Self::Merge,
-            39 => Self::Older,
+            39 => Self::Probe,
+            40 => Self::ProbeReply,
+            41 => Self::Older,
             48 => Self::Membership,
             49 => Self::StreamPlace,
             50 => Self::Kept,
@@ -362,7 +368,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 36] = [
+    const KINDS: [Kind; 38] = [
         Kind::PeerHello,
         Kind::PeerWelcome,
         Kind::Refused,
@@ -389,6 +395,8 @@ mod tests {
         Kind::Reconfigure,
         Kind::MergeRequest,
         Kind::Merge,
+        Kind::Probe,
+        Kind::ProbeReply,
         Kind::Older,
         Kind::Membership,
         Kind::StreamPlace,
