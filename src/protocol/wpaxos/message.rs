@@ -156,6 +156,18 @@ layout! {
 }
 
 layout! {
+    /// The whole of an Older: the receiver came back with less of the sender's stream than it had acked.
+    OlderBody, 32 {
+        /// The stream.
+        stream: StreamId,
+        /// The last number that was acked.
+        acked: U64,
+        /// The last number that it came back with.
+        came: U64,
+    }
+}
+
+layout! {
     /// Phase 1a of one object; the key follows.
     PrepareHead, 24 {
         /// The candidate's ballot.

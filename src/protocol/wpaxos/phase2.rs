@@ -147,6 +147,9 @@ impl WPaxos {
         }
         let learner = reader.flag(standing.learner)?;
         let resumes = frame.kind == Kind::Resume && !self.links[from.index()].has_place();
+        if resumes && self.is_evidence(from, standing, &reader, out)? {
+            return Ok(());
+        }
         if frame.kind == Kind::Resume {
             self.note_vote(now, from, !learner);
         }
