@@ -13,10 +13,10 @@
 //! | who finds it | by what |
 //! |---|---|
 //! | an owner | a Resume below what this incarnation has acked of the owner's stream |
-//! | the node itself | two peers follow a stream of a later boot of this incarnation, or have more of a stream than it has sent |
+//! | the node itself | two peers follow a later boot's stream of its own, or have more of a stream than it has sent |
 //!
-//! An owner's word is believed at once: nobody else may know, and whoever ends needlessly loses nothing. What was acked is known for as long as the owner's process runs; which stream of a node its peers follow, they know from
-//! their logs.
+//! An owner's word is believed at once: nobody else may know, and whoever ends needlessly loses nothing. What was acked is
+//! known for as long as the owner's process runs; which stream of a node its peers follow, they know from their logs.
 
 use zerocopy::IntoBytes;
 

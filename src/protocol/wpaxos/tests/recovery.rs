@@ -435,6 +435,7 @@ fn a_node_that_came_back_with_less_than_it_had_acked_is_told_and_ends() {
     bench.deliver(1, 0);
     assert_eq!((bench.counter(0, "older_copies"), acked), (1, 3));
     // A vote of it counts nowhere, and it gives none.
+    bench.nodes[0].depose(bench.now, super::super::ObjectIndex(0));
     bench.nodes[0].start_phase1(bench.now, super::super::ObjectIndex(0), None);
     bench.deliver(0, 1);
     let why = bench.outs[1].damaged.take().expect("it is told");
