@@ -318,7 +318,7 @@ fn many_large_frames_of_tiny_commands_hold_nobody_up() {
     }
     waits.sort();
     println!(
-        "12 × 60,000 commands: another client waits {:?} in the median of {}",
+        "12 × 95,000 commands: another client waits {:?} in the median of {}",
         waits[waits.len() / 2],
         waits.len()
     );

@@ -337,7 +337,7 @@ fn a_client_that_never_reads_is_read_no_further() {
     let mut deaf = Raw::client(address, None);
     deaf.socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut body = Vec::new();
-    for id in 0..10 {
+    for id in 1..=10 {
         let command = NewCommand { client: 8, id, retry: false, key: b"large", action: Action::Get };
         native::put_request_prefix(&mut body, command.encoded_bytes(), ReadMode::Confirm);
         command.encode(&mut body).unwrap();
