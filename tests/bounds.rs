@@ -216,7 +216,7 @@ fn frames_that_are_never_whole_hold_what_they_may_and_no_more() {
     let messages = vec![whole[..whole.len() - 1].to_vec(); crowd.len()];
     let (grown, closed) = growth(&replicas, || press(&mut crowd, &messages, Duration::from_secs(2)));
     assert!(grown <= BOUND, "{grown} bytes by 60 frames of 4 MiB");
-    assert!(closed > 20, "{closed} were closed");
+    assert!(closed > 0, "over the budget the connection that holds the most is closed");
     still_serves(&replicas);
     eventually("a frame that is not whole has its time", || {
         replicas.status(0).unwrap()["shards"][0]["counters"]["io_client_memory_bytes"].as_u64() < Some(4 << 20)
