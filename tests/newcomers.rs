@@ -150,9 +150,11 @@ fn a_new_cluster_waits_for_enough_of_its_members() {
     let _alone = alone();
     let mut fleet = Fleet::prepare(Plan::new(1, 3, "system = \"majority\""));
     fleet.start_nodes([0, 1]);
-    assert_eq!(wait_for_row(&fleet, 0, "new")[3], "1");
+    for node in [0, 1] {
+        assert_eq!(wait_for_row(&fleet, node, "new")[3], "1");
+    }
     std::thread::sleep(SILENCE);
-    assert_eq!(fleet.membership(1).unwrap()["vote"], "new");
+    assert_eq!(fleet.membership(1).expect("node 1 answers")["vote"], "new");
     assert_eq!(fleet.put_at(0, "key", "early").0, 503);
     fleet.start_node(2);
     fleet.wait_for_votes(fleet.all());

@@ -43,6 +43,7 @@ const DIRECTED: &[Mutant] = &[
     Mutant::MergeKeepsLowest,
     Mutant::MergeWithoutTails,
     Mutant::NewcomerSkipsMerge,
+    Mutant::LearnerProbed,
 ];
 
 fn seeds_max(mutant: Mutant) -> u64 {

@@ -136,15 +136,14 @@ fn a_node_that_has_lost_its_state_learns_before_it_votes() {
     assert_eq!(bench.replies, [(1, Status::Ok, 1), (2, Status::Ok, 2)]);
 }
 
-#[test]
-fn a_learner_says_nothing_that_counts() {
+/// Node 2 has lost its state and stays a learner, because no page of a merge reaches it.
+fn with_a_learner() -> Bench {
     let mut bench = Bench::three();
     bench.ask(0, 1, Action::Put(b"a"));
     bench.settle();
     bench.replace(2);
     bench.connect_to_all(2);
     for _ in 0..200 {
-        // Node 1 never answers a merge, so that it stays a learner.
         bench.links[1][2].retain(|frame| frame.kind != Kind::Merge);
         bench.links[0][2].retain(|frame| frame.kind != Kind::Merge);
         for (from, to) in bench.pairs() {
@@ -158,6 +157,12 @@ fn a_learner_says_nothing_that_counts() {
     assert!(matches!(bench.vote(2), Vote::Learner { may_end: true, .. }), "{:?}", bench.vote(2));
     bench.take(2, 0);
     bench.take(2, 1);
+    bench
+}
+
+#[test]
+fn a_learner_says_nothing_that_counts() {
+    let mut bench = with_a_learner();
     bench.ask(0, 2, Action::Put(b"b"));
     for frame in bench.take(0, 2) {
         bench.give(0, 2, &frame);
@@ -168,6 +173,22 @@ fn a_learner_says_nothing_that_counts() {
     }
     bench.ask(2, 3, Action::Put(b"c"));
     assert_eq!(bench.replies.pop(), Some((3, Status::Overloaded, 0)), "nor does it serve anybody");
+}
+
+/// A learner may have forgotten an object, so that not having heard of it says nothing (`protocol.md` §9).
+#[test]
+fn a_learner_answers_no_probe() {
+    let answers = |mutant| {
+        let mut bench = with_a_learner();
+        bench.nodes[2].config.mutant = mutant;
+        super::probes::ask_key(&mut bench, 0, 2, ReadMode::Confirm, b"absent");
+        bench.flush(0);
+        let asked = bench.take(0, 2);
+        assert_eq!(of_kind(&asked, Kind::Probe).len(), 1);
+        asked.iter().for_each(|frame| bench.give(0, 2, frame));
+        of_kind(&bench.take(2, 0), Kind::ProbeReply).len()
+    };
+    assert_eq!((answers(None), answers(Some(Mutant::LearnerProbed))), (0, 1));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn ask_key(bench: &mut Bench, node: usize, token: u64, read: ReadMode, key: &[u8]) {
+pub(super) fn ask_key(bench: &mut Bench, node: usize, token: u64, read: ReadMode, key: &[u8]) {
     let mut bytes = Vec::new();
     NewCommand { client: 7, id: token + 1, retry: false, key, action: Action::Get }.encode(&mut bytes).unwrap();
     let frame = Bytes::from(bytes);
