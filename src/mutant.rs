@@ -116,6 +116,14 @@ mutants! {
     RestartForgetsRefusals, "restart-forgets-refusals", "A restart forgets what was refused.";
     RestartKeepsLead, "restart-keeps-lead", "An owner goes on at its old ballot after a restart.";
 
+    // The log.
+    DurableBeforeWritten, "durable-before-written", "A record counts as durable as soon as its write has begun.";
+    CheckpointUnawaited, "checkpoint-unawaited", "A checkpoint is whole before the records that it may show are durable.";
+    CheckpointUnsynced, "checkpoint-unsynced", "A checkpoint gets its name before its bytes are durable.";
+    CheckpointNameUnsynced, "checkpoint-name-unsynced", "A checkpoint frees the log before its name is durable.";
+    SegmentsFreedEarly, "segments-freed-early", "Segments are used again before the checkpoint that frees them is durable.";
+    UsesCountedAnew, "uses-counted-anew", "Uses of segments have the numbers of an earlier boot.";
+
     // Requests.
     RetryExecutedTwice, "retry-executed-twice", "A command is executed as often as it is decided.";
     SessionVouches, "session-vouches", "A new session vouches for ids that a dropped one of its client may have executed.";

@@ -1,6 +1,7 @@
 //! Before a shard serves anybody: its protocol takes what its log holds.
 
 use std::{
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use crate::{
     failure::Failure,
     protocol::{Protocol, RecordId},
     topology::ShardId,
-    wal::{LogSpec, Piece, Recovery, Wal},
+    wal::{Device, Host, LogSpec, Piece, Recovery, Wal},
 };
 
 /// After so much work others of the executor have a turn, and the reactor.
@@ -40,7 +41,8 @@ pub(super) async fn recover<P: Protocol>(
     protocol: &mut P,
 ) -> Result<Recovered, Failure> {
     let Some(spec) = node.logs.get(usize::from(shard.0)) else { return Ok(Recovered::Nothing) };
-    let mut recovery = Recovery::begin(spec)?;
+    let device = Rc::new(Host::start()?);
+    let mut recovery = Recovery::begin(spec, device.files())?;
     let mut told = Told::new(node, shard);
     let mut breath = Instant::now();
     while let Some(piece) = recovery.next()? {
@@ -61,7 +63,7 @@ pub(super) async fn recover<P: Protocol>(
     }
     told.at_the_end(&recovery);
     let fails = Arc::clone(node);
-    let wal = Wal::start(spec.clone(), recovery.finish()?, move |failure| fails.fail(failure)).await?;
+    let wal = Wal::start(spec.clone(), device, recovery.finish()?, move |failure| fails.fail(failure)).await?;
     Ok(Recovered::Log(wal))
 }
 

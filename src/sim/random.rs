@@ -16,6 +16,8 @@ pub enum Purpose {
     Disk = 5,
     /// What goes wrong, and when.
     Faults = 6,
+    /// What a log without a cluster is given, and what happens to it.
+    Log = 7,
 }
 
 /// splitmix64.

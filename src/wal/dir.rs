@@ -24,6 +24,7 @@ use super::{
     Access, LogName, LogSpec,
     file::{disk_failure, make_zeros, sync_directory, write_atomically},
     format::FORMAT,
+    host::HostFiles,
 };
 use crate::{
     failure::Failure,
@@ -278,6 +279,7 @@ impl DataDir {
             mode: self.mode,
             access: self.access,
             tuning: *tuning,
+            mutant: None,
         }
     }
 }
@@ -358,7 +360,7 @@ fn make_shards(path: &Path, identity: &Identity, tuning: &LogTuning) -> Result<(
             fs::remove_dir_all(&directory).map_err(failed)?;
         }
         fs::create_dir(&directory).map_err(failed)?;
-        make_zeros(&directory.join("segment-1"), tuning.segment_bytes as u64)?;
+        make_zeros(&HostFiles, &directory.join("segment-1"), tuning.segment_bytes as u64)?;
     }
     sync_directory(path)
 }

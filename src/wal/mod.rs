@@ -17,12 +17,15 @@
 //! **Reading** ([`recovery`]) goes through the newest checkpoint and every group behind it, and refuses to go on if something
 //! is missing.
 //!
+//! Files, writes, tasks and time are those of a [`device`]: the machine's in a replica ([`host`]), the simulator's in a
+//! simulation.
+//!
 //! The reasons are in `docs/decisions/0012-the-log-is-groups-in-recycled-segments.md`.
 
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -30,33 +33,38 @@ use std::{
 };
 
 use bytes::Bytes;
-use glommio::Task;
 
 use crate::{
     failure::Failure,
+    mutant::Mutant,
     notify::Notify,
     protocol::{Record, RecordId},
     tuning::{Durability, LogTuning},
 };
 
 mod checkpoint;
+pub(crate) mod device;
 mod dir;
 mod disk;
 mod file;
 mod format;
+mod host;
 mod recovery;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub(crate) use device::Device;
 pub(crate) use dir::{DataDir, Identity};
 pub(crate) use file::Access;
+#[cfg(feature = "sim")]
+pub(crate) use file::make_zeros;
 pub(crate) use format::LogName;
+pub(crate) use host::Host;
 pub(crate) use recovery::{Piece, Recovered, Recovery};
 
 use checkpoint::CheckpointFile;
-use disk::Disk;
-use file::LogFile;
+use device::{File, Later};
 use recovery::Segment;
 use writer::Writer;
 
@@ -73,6 +81,8 @@ pub(crate) struct LogSpec {
     pub(crate) mode: Durability,
     pub(crate) access: Access,
     pub(crate) tuning: LogTuning,
+    /// A bug that is planted.
+    pub(crate) mutant: Option<Mutant>,
 }
 
 /// A log that is being written. Clones are the same log.
@@ -82,14 +92,13 @@ pub(crate) struct Wal(Rc<Shared>);
 /// What the shard and the tasks of its log share.
 struct Shared {
     spec: LogSpec,
-    /// The thread that writes.
-    disk: Disk,
+    device: Rc<dyn Device>,
     state: RefCell<State>,
     /// The checkpoint that is being written.
     checkpoint: RefCell<Option<checkpoint::Open>>,
-    tasks: RefCell<Vec<Task<()>>>,
+    tasks: RefCell<Vec<Later<'static, ()>>>,
     /// Writes the checkpoint, or has written the last one.
-    checkpoint_task: RefCell<Option<Task<()>>>,
+    checkpoint_task: RefCell<Option<Later<'static, ()>>>,
     /// Wakes the writer: there are records, the checkpoint has got on, or the log is being closed.
     work: Notify,
     /// Wakes the task that writes the checkpoint.
@@ -116,13 +125,23 @@ struct State {
     next_file: u32,
     checkpoint: Option<CheckpointFile>,
     /// In mode `async`: files that were written to since they were synced.
-    unsynced: Vec<(LogFile, PathBuf)>,
+    unsynced: Vec<(File, PathBuf)>,
 }
 
 impl State {
-    fn note_unsynced(&mut self, file: &LogFile, path: &Path) {
-        if self.unsynced.last().is_none_or(|(last, _)| !Arc::ptr_eq(&last.0, &file.0)) {
-            self.unsynced.push((file.clone(), path.to_owned()));
+    fn note_unsynced(&mut self, file: &File, path: &Path) {
+        if self.unsynced.last().is_none_or(|(last, _)| !Arc::ptr_eq(last, file)) {
+            self.unsynced.push((Arc::clone(file), path.to_owned()));
+        }
+    }
+
+    /// Frees segments that a checkpoint of this position stands for.
+    fn free_up_to(&mut self, position: RecordId) {
+        // The last group stays, for its number.
+        let keep = usize::from(self.current_bytes == 0);
+        while self.live.len() > keep && self.live[0].last <= position {
+            let freed = self.live.pop_front().expect("there is one");
+            self.free.push(Segment { last: RecordId(0), ..freed });
         }
     }
 
@@ -151,6 +170,7 @@ impl Wal {
     /// If no segment can be made ready.
     pub(crate) async fn start(
         spec: LogSpec,
+        device: Rc<dyn Device>,
         recovered: Recovered,
         fail: impl Fn(Failure) + 'static,
     ) -> Result<Self, Failure> {
@@ -165,11 +185,8 @@ impl Wal {
             checkpoint,
             unsynced: Vec::new(),
         };
-        let disk = Disk::start().map_err(|error| {
-            Failure::Environment(format!("the log of a shard needs a thread: {error}; allow more (`ulimit -u`)"))
-        })?;
         let shared = Rc::new(Shared {
-            disk,
+            device,
             state: RefCell::new(state),
             checkpoint: RefCell::new(None),
             tasks: RefCell::default(),
@@ -199,12 +216,12 @@ impl Wal {
 
     /// From now on this is woken, by another thread, when a write has ended; [`Self::look`] has to be called then.
     pub(crate) fn set_bell(&self, bell: Waker) {
-        self.0.disk.set_bell(bell);
+        self.0.device.set_bell(bell);
     }
 
     /// Wakes the task that writes, if it has something to go on with; true if so.
     pub(crate) fn look(&self) -> bool {
-        self.0.disk.look()
+        self.0.device.look()
     }
 
     /// Takes records, in the order of their numbers, and leaves none.
@@ -250,11 +267,11 @@ impl Wal {
         assert!(before.is_none(), "one checkpoint at a time");
         tracing::debug!(directory = %self.0.spec.directory.display(), position = position.0, "a checkpoint begins");
         let shared = Rc::clone(&self.0);
-        let task = glommio::spawn_local(async move {
+        let task = self.0.device.spawn(Box::pin(async move {
             if let Err(failure) = checkpoint::write(&shared).await {
                 shared.end(failure);
             }
-        });
+        }));
         *self.0.checkpoint_task.borrow_mut() = Some(task);
     }
 
@@ -292,7 +309,7 @@ impl Wal {
 impl Shared {
     /// Runs a task until the log has ended.
     fn spawn<F: Future<Output = ()> + 'static>(self: &Rc<Self>, task: impl FnOnce(Rc<Self>) -> F) {
-        let task = glommio::spawn_local(task(Rc::clone(self)));
+        let task = self.device.spawn(Box::pin(task(Rc::clone(self))));
         self.tasks.borrow_mut().push(task);
     }
 
@@ -330,14 +347,8 @@ impl Shared {
                 log_bytes = state.log_bytes(),
                 "a checkpoint is whole"
             );
-            let position = new.position;
+            state.free_up_to(new.position);
             superfluous.extend(state.checkpoint.replace(new).map(|old| old.path));
-            // The last group stays, for its number.
-            let keep = usize::from(state.current_bytes == 0);
-            while state.live.len() > keep && state.live[0].last <= position {
-                let freed = state.live.pop_front().expect("there is one");
-                state.free.push(Segment { last: RecordId(0), ..freed });
-            }
         }
         self.remove(superfluous).await?;
         self.trim_free().await?;
@@ -368,11 +379,11 @@ impl Shared {
         if paths.is_empty() {
             return Ok(());
         }
-        let remove = move || {
+        device::blocking(&*self.device, move |files| {
             paths.iter().try_for_each(|path| {
-                fs::remove_file(path).map_err(|error| file::disk_failure(path, "removing it", &error))
+                files.remove(path).map_err(|error| file::disk_failure(path, "removing it", &error))
             })
-        };
-        glommio::executor().spawn_blocking(remove).await
+        })
+        .await
     }
 }

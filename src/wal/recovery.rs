@@ -7,10 +7,9 @@
 //! Reading blocks the thread, a piece at a time: between two, the caller lets others have a turn.
 
 use std::{
-    fs::{self, File},
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -18,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     LogSpec,
     checkpoint::{CheckpointFile, CheckpointReader},
+    device::{File, Files, Open},
     file::disk_failure,
     format::{self, BLOCK, GroupHead, LogName},
 };
@@ -70,6 +70,7 @@ pub(crate) struct Recovered {
 /// A log that is being read.
 #[derive(Debug)]
 pub(crate) struct Recovery {
+    files: Arc<dyn Files>,
     name: LogName,
     restoring: Option<CheckpointReader>,
     /// Segments to be read, the last one first.
@@ -99,11 +100,15 @@ impl Recovery {
     ///
     /// # Errors
     /// If files are missing, damaged, or cannot be read.
-    pub(crate) fn begin(spec: &LogSpec) -> Result<Self, Failure> {
-        let (segments, checkpoints) = list(&spec.directory)?;
+    pub(crate) fn begin(spec: &LogSpec, files: Arc<dyn Files>) -> Result<Self, Failure> {
+        // An earlier process may have ended between a file's last name and the sync of its directory. What is built on that
+        // file from here on, and what is removed because of it, must not outlive its name.
+        let synced = files.sync_directory(&spec.directory);
+        synced.map_err(|error| disk_failure(&spec.directory, "syncing the directory", &error))?;
+        let (segments, checkpoints) = list(&*files, &spec.directory)?;
         let checkpoint = checkpoints.last().cloned();
         for older in checkpoints.iter().rev().skip(1) {
-            fs::remove_file(&older.path).map_err(|error| disk_failure(&older.path, "removing it", &error))?;
+            files.remove(&older.path).map_err(|error| disk_failure(&older.path, "removing it", &error))?;
         }
         if segments.is_empty() {
             return Err(Failure::DataDirectory(format!(
@@ -113,9 +118,11 @@ impl Recovery {
             )));
         }
         let position = checkpoint.as_ref().map_or(RecordId(0), |checkpoint| checkpoint.position);
+        let restoring = checkpoint.as_ref().map(|file| CheckpointReader::open(&*files, file, spec.name));
         let mut recovery = Self {
             name: spec.name,
-            restoring: checkpoint.as_ref().map(|file| CheckpointReader::open(file, spec.name)).transpose()?,
+            restoring: restoring.transpose()?,
+            files,
             waiting: Vec::new(),
             broken: Vec::new(),
             reading: None,
@@ -143,7 +150,7 @@ impl Recovery {
             if bytes < SEGMENT_BYTES_MIN || !bytes.is_multiple_of(BLOCK as u64) {
                 return Err(damaged(&path, 0, &format!("the file was cut: no segment has {bytes} bytes")));
             }
-            let mut reader = Reader::open(&path)?;
+            let mut reader = Reader::open(&*self.files, &path)?;
             match reader.group(self.name)? {
                 Some((head, _)) if bytes < head.segment_bytes => {
                     let problem =
@@ -224,7 +231,7 @@ impl Recovery {
             return Err(self.missing_before(candidate));
         }
         let segment = Segment { path: candidate.path.clone(), bytes: candidate.bytes, last: RecordId(0) };
-        let mut reader = Reader::open(&candidate.path)?;
+        let mut reader = Reader::open(&*self.files, &candidate.path)?;
         reader.use_number = Some(candidate.head.use_number);
         self.reading = Some((segment, reader));
         Ok(())
@@ -322,7 +329,7 @@ impl Recovery {
     /// If it cannot be.
     pub(crate) fn finish(self) -> Result<Recovered, Failure> {
         for segment in &self.recovered.live {
-            let synced = File::open(&segment.path).and_then(|file| file.sync_data());
+            let synced = self.files.open(&segment.path, Open::Read).and_then(|file| file.sync());
             synced.map_err(|error| disk_failure(&segment.path, "syncing it", &error))?;
         }
         Ok(self.recovered)
@@ -331,15 +338,13 @@ impl Recovery {
 
 /// A shard's segments by number, and its checkpoints, the newest last. What was left unfinished is removed.
 #[allow(clippy::type_complexity, reason = "number, path and size, once")]
-fn list(directory: &Path) -> Result<(Vec<(u32, PathBuf, u64)>, Vec<CheckpointFile>), Failure> {
+fn list(files: &dyn Files, directory: &Path) -> Result<(Vec<(u32, PathBuf, u64)>, Vec<CheckpointFile>), Failure> {
     let failed = |error: io::Error| disk_failure(directory, "listing it", &error);
     let (mut segments, mut checkpoints) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let bytes = entry.metadata().map_err(failed)?.len();
+    for (name, bytes) in files.list(directory).map_err(failed)? {
+        let path = directory.join(&name);
         if name.ends_with(".new") {
-            fs::remove_file(&path).map_err(|error| disk_failure(&path, "removing it", &error))?;
+            files.remove(&path).map_err(|error| disk_failure(&path, "removing it", &error))?;
         } else if let Some(number) = name.strip_prefix("segment-").and_then(|number| number.parse().ok()) {
             segments.push((number, path, bytes));
         } else if let Some(position) = name.strip_prefix("checkpoint-").and_then(|number| number.parse().ok()) {
@@ -381,10 +386,10 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(files: &dyn Files, path: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| disk_failure(path, "opening it", &error);
-        let file = File::open(path).map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
+        let file = files.open(path, Open::Read).map_err(failed)?;
+        let bytes = file.bytes().map_err(failed)?;
         Ok(Self { file, path: path.to_owned(), bytes, offset: 0, buffer: BytesMut::new(), use_number: None })
     }
 
@@ -400,7 +405,7 @@ impl Reader {
             let left = self.bytes.saturating_sub(at);
             let more = ((wanted - have).max(READ_BYTES) as u64).min(left) as usize;
             self.buffer.resize(have + more, 0);
-            let read = self.file.read_exact_at(&mut self.buffer[have..], at);
+            let read = self.file.read_at(&mut self.buffer[have..], at);
             let doing = || format!("reading {more} bytes at {at}");
             read.map_err(|error| disk_failure(&self.path, &doing(), &error))?;
         }

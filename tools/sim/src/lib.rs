@@ -1,5 +1,6 @@
 //! **wpaxos-sim**: seeded runs of the simulator, one or many.
 
 pub mod args;
+pub mod logs;
 pub mod many;
 pub mod one;
