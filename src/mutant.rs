@@ -78,6 +78,8 @@ mutants! {
     ResumeOneLate, "resume-one-late", "A stream is resumed one entry too late, and nobody notices.";
     TrimUnannounced, "trim-unannounced", "The stream forgets frames, and exceptions, above the announced watermark.";
     StreamNeverTrimmed, "stream-never-trimmed", "The stream keeps all its frames.";
+    UnackedUnbounded, "unacked-unbounded", "A member is sent the stream however much of it it has not acknowledged.";
+    LogNeverFull, "log-never-full", "A node takes writes however much waits for its disk.";
     StreamNumbersReused, "stream-numbers-reused", "A stream keeps its name over a restart, its numbers begin anew.";
     OldStreamCounted, "old-stream-counted", "What a receiver says of an earlier boot's stream counts for this one.";
 

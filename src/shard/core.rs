@@ -59,6 +59,7 @@ pub(super) struct Core<P> {
     appended: RecordId,
     /// What the protocol knows to be durable.
     durable: RecordId,
+    watch: LogWatch,
     /// The checkpoint that the log is being given, and where in the objects it goes on.
     checkpoint: Option<u64>,
     links: Links,
@@ -86,6 +87,21 @@ pub(super) struct Core<P> {
     pub(super) counters: Counters,
 }
 
+/// How the disk keeps up.
+#[derive(Default)]
+struct LogWatch {
+    /// When a record last became durable, or none waited.
+    moved_at: Micros,
+    /// The disk has taken nothing for too long, and that was said.
+    stalled: bool,
+    /// How often that was so.
+    stalls: u64,
+    /// Readers of links wait for the log.
+    paused: bool,
+    /// How often one did.
+    pauses: u64,
+}
+
 /// When a turn wants the next one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Next {
@@ -106,6 +122,7 @@ impl<P: Protocol> Core<P> {
             out: Outputs::new(cluster.nodes.len()),
             appended: log.durable(),
             durable: log.durable(),
+            watch: LogWatch::default(),
             checkpoint: None,
             log,
             links: Links::new(node.index, delay_us, flow.link_queue_bytes_max),
@@ -149,7 +166,11 @@ impl<P: Protocol> Core<P> {
     /// How full the bounded places are.
     #[cfg(feature = "sim")]
     pub(super) fn fill(&mut self) -> super::Fill {
-        super::Fill { link_queue_bytes: self.links.fullest_bytes(), client_queue_bytes: self.clients.queue_bytes() }
+        super::Fill {
+            link_queue_bytes: self.links.fullest_bytes(),
+            client_queue_bytes: self.clients.queue_bytes(),
+            log_pending_bytes: self.log.pending_bytes(),
+        }
     }
 
     // ---- connections ---------------------------------------------------------------------------------------------
@@ -209,6 +230,8 @@ impl<P: Protocol> Core<P> {
 
     /// Bytes came from a peer: its whole frames go to the protocol.
     ///
+    /// True if it has to be read no further until the log has caught up.
+    ///
     /// # Errors
     /// Why the link has to be closed.
     pub(super) fn on_link_bytes(
@@ -217,20 +240,31 @@ impl<P: Protocol> Core<P> {
         serial: u64,
         bytes: usize,
         receiver: &mut Receiver,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let now = self.node.now();
         self.counters.link_receives += 1;
         self.counters.link_bytes_received += bytes as u64;
         while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
             if !self.links.is(peer, serial) {
-                return Ok(());
+                return Ok(false);
             }
             self.counters.link_frames_received += 1;
             if !self.links.fault(peer).deaf {
                 self.on_link_frame(now, peer, &frame)?;
             }
         }
-        Ok(())
+        let full = self.log_room() == 0;
+        if full {
+            self.links.pause(peer);
+            self.watch.pauses += 1;
+            self.watch.paused = true;
+        }
+        Ok(full)
+    }
+
+    /// How many bytes more may wait for the disk.
+    fn log_room(&self) -> usize {
+        self.node.tuning.log.pending_bytes_max.saturating_sub(self.log.pending_bytes())
     }
 
     fn on_link_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame) -> Result<(), Refusal> {
@@ -438,6 +472,10 @@ impl<P: Protocol> Core<P> {
         stats.insert("io_clients", self.clients.len() as u64);
         stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
+        stats.insert("log_pending_bytes", self.log.pending_bytes() as u64);
+        stats.insert("log_stalled", u64::from(self.watch.stalled));
+        stats.insert("log_stalls", self.watch.stalls);
+        stats.insert("log_link_pauses", self.watch.pauses);
         stats
     }
 
@@ -528,6 +566,7 @@ impl<P: Protocol> Core<P> {
     fn settle(&mut self, now: Micros) {
         loop {
             self.links.room(&mut self.out.room);
+            self.out.room[self.node.index.index()] = self.log_room();
             self.counters.flushes += 1;
             self.protocol.flush(now, &mut self.out);
             self.appended = self.out.records.last().map_or(self.appended, |record| record.id);
@@ -575,6 +614,11 @@ impl<P: Protocol> Core<P> {
             return false;
         }
         self.durable = durable;
+        self.watch.moved_at = now;
+        if self.watch.paused && self.log.pending_bytes() <= self.node.tuning.log.pending_bytes_max / 2 {
+            self.watch.paused = false;
+            self.links.resume();
+        }
         self.links.release_durable(now, durable, &mut self.counters);
         self.protocol.on_durable(now, durable, &mut self.out);
         true
@@ -616,6 +660,7 @@ impl<P: Protocol> Core<P> {
         self.next_tick = now.plus(IDLE_TICK_US);
         self.protocol.on_tick(now, &mut self.out);
         self.note_membership();
+        self.watch_log(now);
         while self
             .strangers
             .front()
@@ -626,6 +671,29 @@ impl<P: Protocol> Core<P> {
                 tracing::info!(peer = %connection.peer, "closed: it has said no hello in {HELLO_TIMEOUT_US} µs");
                 connection.close();
             }
+        }
+    }
+
+    /// Says so, once, when the disk takes nothing for as long as it takes to suspect a peer, and when it goes on.
+    fn watch_log(&mut self, now: Micros) {
+        let waits = self.durable < self.appended;
+        let (node, shard, bytes) = (self.node.member().id, self.shard.0, self.log.pending_bytes());
+        let us = now.since(self.watch.moved_at);
+        if !waits {
+            self.watch.moved_at = now;
+        }
+        if waits && us > self.node.tuning.timers.suspect_silent_us && !self.watch.stalled {
+            self.watch.stalled = true;
+            self.watch.stalls += 1;
+            tracing::warn!(
+                %node, shard, bytes,
+                "the disk has taken nothing for {} ms: this node acknowledges nothing until it does, and says nothing to peers \
+                 that could not rely on it; look into the kernel's log",
+                us / 1000
+            );
+        } else if self.watch.stalled && (!waits || us <= self.node.tuning.timers.suspect_silent_us) {
+            self.watch.stalled = false;
+            tracing::info!(%node, shard, bytes, "the disk goes on");
         }
     }
 

@@ -154,7 +154,7 @@ impl Session {
         }
         let mut core = shard.core.borrow_mut();
         let paused = match self.stage {
-            Stage::Link(peer, serial) => core.on_link_bytes(peer, serial, bytes, &mut self.receiver).map(|()| false),
+            Stage::Link(peer, serial) => core.on_link_bytes(peer, serial, bytes, &mut self.receiver),
             Stage::Client(client) => core.on_client_bytes(client, bytes, &mut self.receiver),
             Stage::Called | Stage::Calling(_) => unreachable!("the first frame has settled who this is"),
         };

@@ -188,8 +188,10 @@ impl BlockDevice {
         let place = stored.unsynced.iter().position(|write| write.number == number);
         let Some(place) = place else { return Ok(()) };
         if synced {
-            let Write { offset, bytes, .. } = stored.unsynced.remove(place);
-            stored.put(offset, &bytes);
+            // What was written there before reaches the medium first.
+            for Write { offset, bytes, .. } in stored.unsynced.drain(..=place).collect::<Vec<_>>() {
+                stored.put(offset, &bytes);
+            }
         } else {
             stored.unsynced[place].ended = true;
         }

@@ -9,11 +9,7 @@
 //!
 //! Damage may be refused by name, and only where a bit was flipped; a flipped bit costs at most the last group.
 
-use std::{
-    cell::RefCell,
-    path::PathBuf,
-    rc::Rc,
-};
+use std::{cell::RefCell, path::PathBuf, rc::Rc};
 
 use bytes::Bytes;
 
@@ -247,7 +243,9 @@ impl Run {
             Ok(None) => self.begin_anew(),
             // A device that is full, or without power, lets nothing begin.
             Err(Failure::Disk(_)) if self.is_full || self.is_cut() => self.lose_power(machine),
-            Err(failure) => return Err(format!("the log does not start: {failure}; a bit flipped: {:?}", self.flipped)),
+            Err(failure) => {
+                return Err(format!("the log does not start: {failure}; a bit flipped: {:?}", self.flipped));
+            }
         }
         self.device.set_capacity(u64::MAX);
         self.is_full = false;
@@ -344,7 +342,9 @@ impl Run {
     }
 
     fn advance(&mut self, machine: &SimMachine, started: &Started, most_us: u64) -> Result<(), String> {
-        self.now += self.random.below(most_us);
+        let later = self.now + self.random.below(most_us);
+        let due = machine.next_due().filter(|due| *due < self.now + 100_000 && self.random.permille(200));
+        self.now = due.unwrap_or(later);
         machine.advance(self.now);
         self.model.report(started.wal.durable().0)
     }

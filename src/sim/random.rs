@@ -18,6 +18,8 @@ pub enum Purpose {
     Faults = 6,
     /// What a log without a cluster is given, and what happens to it.
     Log = 7,
+    /// How much may wait for a disk.
+    Waiting = 8,
 }
 
 /// splitmix64.

@@ -427,6 +427,7 @@ mod tests {
         group_bytes_max: 4096,
         sync_interval_us: 1000,
         checkpoint_log_bytes: 65_536,
+        pending_bytes_max: 65_536,
     };
 
     fn identity() -> Identity {

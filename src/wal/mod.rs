@@ -116,6 +116,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     pending: VecDeque<Record>,
+    /// Bytes of records that were handed in and are not durable: the pending ones, and those of the group under way.
+    pending_bytes: usize,
     durable: RecordId,
     /// Segments that are written no more and hold what no checkpoint stands for, the oldest first.
     live: VecDeque<Segment>,
@@ -150,6 +152,12 @@ impl State {
         self.live.iter().map(|segment| segment.bytes).sum::<u64>() + self.current_bytes
     }
 
+    /// Whether a checkpoint is due. One that stands for every record there is would be the same again.
+    fn is_checkpoint_due(&self, tuning: &LogTuning) -> bool {
+        let last = self.checkpoint.as_ref().map_or(RecordId(0), |checkpoint| checkpoint.position);
+        self.durable > last && self.log_bytes() > self.checkpoint_due_bytes(tuning)
+    }
+
     /// When it has grown by more than this, a checkpoint is due.
     fn checkpoint_due_bytes(&self, tuning: &LogTuning) -> u64 {
         let last = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.bytes);
@@ -177,6 +185,7 @@ impl Wal {
         let Recovered { last, sequence, live, free, next_file, checkpoint } = recovered;
         let state = State {
             pending: VecDeque::new(),
+            pending_bytes: 0,
             durable: last,
             live: live.into(),
             current_bytes: 0,
@@ -233,13 +242,22 @@ impl Wal {
             records.clear();
             return;
         }
-        self.0.state.borrow_mut().pending.extend(records.drain(..));
+        {
+            let mut state = self.0.state.borrow_mut();
+            state.pending_bytes += records.iter().map(format::record_bytes).sum::<usize>();
+            state.pending.extend(records.drain(..));
+        }
         self.0.work.notify();
     }
 
     /// The last record that is durable, and with it all before.
     pub(crate) fn durable(&self) -> RecordId {
         self.0.state.borrow().durable
+    }
+
+    /// Bytes of records that are not durable yet.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.0.state.borrow().pending_bytes
     }
 
     /// How many bytes of a checkpoint it takes now: 0 if it wants none, or is still writing what it was given.
@@ -250,8 +268,7 @@ impl Wal {
         match &*self.0.checkpoint.borrow() {
             Some(open) => open.room(),
             None => {
-                let state = self.0.state.borrow();
-                let due = state.log_bytes() > state.checkpoint_due_bytes(&self.0.spec.tuning);
+                let due = self.0.state.borrow().is_checkpoint_due(&self.0.spec.tuning);
                 if due { checkpoint::PIECE_BYTES } else { 0 }
             }
         }
@@ -326,7 +343,10 @@ impl Shared {
     /// Nothing is durable from here on.
     fn end(&self, failure: Failure) {
         if !self.failed.replace(true) {
-            self.state.borrow_mut().pending.clear();
+            let mut state = self.state.borrow_mut();
+            state.pending.clear();
+            state.pending_bytes = 0;
+            drop(state);
             (self.fail)(failure);
         }
         self.work.notify();
@@ -348,7 +368,10 @@ impl Shared {
                 "a checkpoint is whole"
             );
             state.free_up_to(new.position);
-            superfluous.extend(state.checkpoint.replace(new).map(|old| old.path));
+            let path = new.path.clone();
+            let old = state.checkpoint.replace(new);
+            // One of the same position has taken its place, and its name.
+            superfluous.extend(old.map(|old| old.path).filter(|old| *old != path));
         }
         self.remove(superfluous).await?;
         self.trim_free().await?;

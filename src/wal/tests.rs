@@ -30,6 +30,7 @@ fn spec(directory: &Path) -> LogSpec {
         group_bytes_max: 16_384,
         sync_interval_us: 1000,
         checkpoint_log_bytes: 4 * SEGMENT_BYTES as u64,
+        ..LogTuning::default()
     };
     let (mode, access) = (Durability::Sync, Access::Direct);
     LogSpec { directory: directory.to_owned(), name: NAME, boot: 1, mode, access, tuning, mutant: None }

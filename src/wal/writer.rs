@@ -158,6 +158,7 @@ impl Writer {
         {
             let mut state = shared.state.borrow_mut();
             state.current_bytes = current.offset;
+            state.pending_bytes -= plan.payload_bytes;
             state.durable = head.last();
             if shared.spec.mode == Durability::Async {
                 state.note_unsynced(&current.file, &current.segment.path);

@@ -3,7 +3,7 @@
 use super::{
     Ballot, ObjectIndex, RequestKey, WPaxos,
     message::{ForwardHead, ForwardReplyHead, Reader},
-    requests::{Answer, Origin, Stage},
+    requests::{Answer, Origin, Stage, is_round_read},
 };
 use crate::{
     command::{Command, Status},
@@ -57,7 +57,8 @@ impl WPaxos {
             let object = self.object_of(command.key());
             let connection = self.links[from.index()].connection();
             let origin = Origin::Node { node: from, connection, id: head.id.get() };
-            if self.is_overloaded() || !self.is_admitted() || self.stopping {
+            let is_logged = !is_round_read(command.op().is_write(), read);
+            if self.is_overloaded(is_logged) || !self.is_admitted() || self.stopping {
                 self.counters.overloaded += 1;
                 self.send_answer(origin, Some(object), Answer::refusal(Status::Overloaded), out);
             } else if self.is_elsewhere(now, object) {

@@ -168,6 +168,7 @@ impl WPaxos {
             let ballot = ballot_from(&reader, frame.config_version, refusal.ballot)?;
             self.take_refusal(now, refusal.seq.get(), ballot);
         }
+        self.links[from.index()].note_acked(last_seq);
         let one_more = u64::from(resumes && self.config.has(Mutant::ResumeAcksOneMore));
         let link = &mut self.links[from.index()];
         if !link.learner {
@@ -332,6 +333,7 @@ impl WPaxos {
     pub(super) fn send_stream(&mut self, now: Micros, out: &mut Outputs) {
         self.skip_slow_links(out);
         let (end, usual_bytes) = (self.stream.end_frame(), self.stream.usual_bytes());
+        let unacked_max = self.unacked_bytes_max();
         for (node, link) in self.links.iter_mut().enumerate() {
             let Some(mut next) = link.next_frame else { continue };
             if next >= end {
@@ -348,23 +350,31 @@ impl WPaxos {
             }
             while let Some(frame) = self.stream.frame(next) {
                 let room = &mut out.room[node.index()];
-                if *room == 0 {
+                if *room == 0 || link.unacked_bytes() >= unacked_max {
                     break;
                 }
                 *room = room.saturating_sub(frame.bytes.len());
                 out.sends.push(crate::protocol::Send { to: node, frame: frame.bytes.clone(), after: RecordId(0) });
                 (link.sent_seq, link.sent_commit) = (frame.last_seq, frame.commit_to);
+                link.note_sent(frame.last_seq, frame.bytes.len());
                 next += 1;
             }
             (link.next_frame, link.held_since) = (Some(next), None);
         }
     }
 
+    /// At so many bytes that were sent and are not acked a member has to wait: its disk, or its link, is slow.
+    fn unacked_bytes_max(&self) -> usize {
+        let unbounded = self.config.has(Mutant::UnackedUnbounded);
+        if unbounded { usize::MAX } else { self.config.flow.stream_unacked_bytes_max }
+    }
+
     /// A link that is so slow that its next frame is no longer kept goes on as after a reconnect, from what was put on it.
     fn skip_slow_links(&mut self, out: &mut Outputs) {
         for node in 0..self.links.len() {
             let link = &self.links[node];
-            if out.room[node] > 0 && link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
+            let waits = out.room[node] == 0 || link.unacked_bytes() >= self.unacked_bytes_max();
+            if !waits && link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
                 let behind_from = link.catch_up.map_or(0, |catch_up| catch_up.from_seq);
                 self.resume(NodeIndex(node as u8), link.sent_seq, link.sent_commit, behind_from, out);
             }

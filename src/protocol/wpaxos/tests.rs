@@ -6,6 +6,7 @@ mod newcomers;
 #[cfg(feature = "sim")]
 mod planted;
 mod recovery;
+mod slow_disks;
 
 use std::collections::VecDeque;
 
