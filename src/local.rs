@@ -11,7 +11,7 @@ use std::{
 use crate::{
     failure::{Failure, StartError},
     protocol::Protocol,
-    server::{Server, ServerHandle, ServerOptions, Threads, check_open_files},
+    server::{Server, ServerHandle, ServerOptions, Threads, spare_descriptors},
     shard::ShardContext,
     topology::{Cluster, HistoryBounds, HttpSettings, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Durability, Tuning},
@@ -253,7 +253,7 @@ impl LocalCluster {
         let cluster = Arc::new(options.cluster(&ports, &http));
         let tuning = Arc::new(options.tuning.clone());
         let count = options.thread_count();
-        check_open_files(&cluster, cluster.nodes.len())?;
+        spare_descriptors(&cluster, cluster.nodes.len())?;
         let data = Data::of(options)?;
         let threads = Threads::start(&options.name, count, &tuning)?;
         let (durability, servers) = (options.durability, Vec::new());
@@ -261,6 +261,11 @@ impl LocalCluster {
         for member in &cluster.nodes {
             let mut server = ServerOptions::new(Arc::clone(&cluster), member.id, Arc::clone(&tuning));
             server.threads = Some(threads.clone());
+            server.nodes = cluster.nodes.len();
+            if options.looks_for_ports() {
+                // There are others.
+                server.linger = std::time::Duration::ZERO;
+            }
             server.stop = Arc::clone(&options.stop);
             server.durability = options.durability;
             server.data = local.data.as_ref().map(|data| data.path.join(member.id.to_string()));

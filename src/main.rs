@@ -266,7 +266,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
         (None, None) => unreachable!("one of the two is required"),
     };
     let tuning = args.tuning.map_or(Ok(tuning), |file| Tuning::load(file).map_err(config_failure))?;
-    raise_open_files_limit(cluster.http.connections_max);
+    raise_open_files_limit();
     let mut options = ServerOptions::new(Arc::new(cluster), args.id, Arc::new(tuning));
     options.stop = stop;
     (options.durability, options.data) = (durability, args.data);
@@ -315,7 +315,7 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
         stop: signals()?,
         ..LocalOptions::default()
     };
-    raise_open_files_limit(options.http_settings.connections_max);
+    raise_open_files_limit();
     let local = LocalCluster::start(options)?;
     print_local(&local);
     local.wait()

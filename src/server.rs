@@ -3,13 +3,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,14 +21,11 @@ use crate::{
         wpaxos::{Config, WPaxos},
     },
     quorum::Quorums,
-    shard::{Executor, Host, Node, ShardContext, spawn},
-    topology::{Cluster, NodeId, NodeIndex, ShardId, StealPolicy},
+    shard::{ConnectionBounds, Doors, Executor, Host, LINGER_PATIENCE, Listener, Node, ShardContext, spawn},
+    topology::{Cluster, Member, NodeId, NodeIndex, ShardId, StealPolicy},
     tuning::{Durability, Tuning, Wait},
     wal::{DataDir, Identity},
 };
-
-/// An address that is still in use after so long is another process's.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a replica needs to know.
 #[derive(Clone, Debug)]
@@ -49,13 +46,18 @@ pub struct ServerOptions {
     pub stop: Arc<AtomicBool>,
     /// What reports must say of it, beyond what it knows itself.
     pub facts: BTreeMap<String, String>,
+    /// How many nodes share the descriptors of this process.
+    pub(crate) nodes: usize,
+    /// How long connections may linger at its addresses when it starts.
+    pub(crate) linger: Duration,
 }
 
 impl ServerOptions {
     /// A replica that is alone in its process, and keeps nothing.
     pub fn new(cluster: Arc<Cluster>, node: NodeId, tuning: Arc<Tuning>) -> Self {
         let (durability, stop, facts) = (Durability::None, Arc::default(), BTreeMap::new());
-        Self { cluster, node, tuning, durability, data: None, threads: None, stop, facts }
+        let (nodes, linger) = (1, LINGER_PATIENCE);
+        Self { cluster, node, tuning, durability, data: None, threads: None, stop, facts, nodes, linger }
     }
 
     /// A replica that is alone in its process, and keeps its state in a directory of its own.
@@ -130,14 +132,14 @@ impl Server {
         P: Protocol + 'static,
         F: Fn(ShardContext) -> P + Send + Clone + 'static,
     {
-        let ServerOptions { cluster, node: id, tuning, durability, data, threads, stop, facts } = options;
+        let ServerOptions { cluster, node: id, tuning, durability, data, threads, stop, facts, nodes, linger } =
+            options;
         let index = cluster.index_of(id).ok_or_else(|| unknown_node(&cluster, id))?;
         let quorums = Quorums::new(&cluster).map_err(|error| Failure::Config(error.to_string()))?;
-        check_open_files(&cluster, 1)?;
+        let spare = spare_descriptors(&cluster, nodes)?;
+        let bounds = bound_connections(&cluster, &tuning, spare);
         let addresses = cluster.member(index).shards.clone();
-        for address in addresses.iter().chain(&cluster.member(index).http) {
-            check_free(*address)?;
-        }
+        let listeners = claim_addresses(cluster.member(index), linger)?;
         let identity = Identity::of(&cluster, index, &quorums.describe());
         let incarnation = identity.incarnation();
         let data = open_data(data.as_deref(), durability, identity, &tuning)?;
@@ -167,11 +169,12 @@ impl Server {
             }
             None => Node::new(cluster, tuning, index, incarnation, all_facts, stop),
         };
-        let node = Arc::new(node);
+        let node = Arc::new(node.bounded(bounds));
         let executors = Vec::with_capacity(addresses.len());
         let mut handle = ServerHandle { node: Arc::clone(&node), executors, data };
-        for shard in 0..addresses.len() {
-            handle.executors.push(spawn(Arc::clone(&node), ShardId(shard as u16), threads.next(), make.clone()));
+        for (shard, doors) in listeners.into_iter().enumerate() {
+            let (node, shard) = (Arc::clone(&node), ShardId(shard as u16));
+            handle.executors.push(spawn(node, shard, threads.next(), doors, make.clone()));
         }
         handle.wait_started()?;
         Ok(handle)
@@ -312,23 +315,11 @@ pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Lets this process have as many open files as it may: a connection is one or two, and the usual limit is for programs that
-/// have few. Warns if they are too few for this many HTTP connections.
-pub fn raise_open_files_limit(http_connections_max: usize) {
-    /// For links, native clients and everything else.
-    const SPARE: u64 = 1024;
-    let needed = http_connections_max as u64 + SPARE;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let limit = if raised.is_ok() { maximum } else { current };
-    if limit.is_some_and(|limit| limit < needed) {
-        tracing::warn!(
-            limit,
-            needed,
-            "few open files are allowed: with http.connections_max so high, HTTP clients may leave none for peers; raise \
-             `ulimit -Hn`, or lower it"
-        );
-    }
+/// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have few.
+pub fn raise_open_files_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // What cannot be raised stays as it is, and bounds the clients.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// The data directory, if there is to be one.
@@ -353,53 +344,59 @@ fn open_data(
     }
 }
 
-/// Checks that so many nodes of a cluster, in this process, may have the files open that they need without any client.
+/// How many descriptors are left for clients when each of so many nodes of a cluster, in this process, has what its links and
+/// logs need.
 ///
 /// # Errors
-/// If they may not.
-pub(crate) fn check_open_files(cluster: &Cluster, nodes: usize) -> Result<(), Failure> {
-    /// What every process has open, its threads, and a few clients.
+/// If none are.
+pub(crate) fn spare_descriptors(cluster: &Cluster, nodes: usize) -> Result<usize, Failure> {
+    /// What every process has open, and a connection that is being dialled.
     const BASE: usize = 64;
-    /// Two listeners; the segment that is written, the one before and the next; a checkpoint.
-    const OF_A_SHARD: usize = 6;
-    /// Its end of a link, for reading and for writing.
-    const OF_A_LINK: usize = 2;
+    /// Rings, twice; event counters and sets.
+    const OF_AN_EXECUTOR: usize = 16;
+    /// A listener and the claim to its address; the segment that is written, the one before and the next, a checkpoint, the
+    /// directory; and connections that have not said hello.
+    const OF_A_SHARD: usize = 7 + ConnectionBounds::STRANGERS_MIN;
     let shards = nodes * usize::from(cluster.shards);
-    let needed = BASE + shards * (OF_A_SHARD + OF_A_LINK * (cluster.nodes.len() - 1));
+    let executors = shards.min(std::thread::available_parallelism().map_or(1, usize::from).max(cluster.shards.into()));
+    let links = shards * (cluster.nodes.len() - 1);
+    let needed = BASE + OF_AN_EXECUTOR * executors + shards * OF_A_SHARD + 2 * nodes + links;
     match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit < needed as u64 => Err(Failure::Environment(format!(
-            "{limit} open files are allowed, and links and logs alone need {needed}: raise `ulimit -n` (`LimitNOFILE=`)"
+        Some(limit) if limit <= (needed + nodes) as u64 => Err(Failure::Environment(format!(
+            "{limit} open files are allowed; links and logs alone need {needed}, and each client one more: raise \
+             `ulimit -n` (`LimitNOFILE=`)"
         ))),
-        _ => Ok(()),
+        limit => Ok(limit.map_or(usize::MAX / 2, |limit| (limit as usize - needed) / nodes)),
     }
+}
+
+/// Says so if descriptors, and not the settings, bound the clients.
+fn bound_connections(cluster: &Cluster, tuning: &Tuning, spare: usize) -> ConnectionBounds {
+    let bounds = ConnectionBounds::new(spare, cluster.shards, tuning, cluster.http.connections_max);
+    if bounds.falls_short() {
+        tracing::warn!(
+            clients = bounds.clients_max,
+            "few open files are allowed: so many clients are served at a time, native and HTTP, and further ones refused; \
+             raise `ulimit -Hn` (`LimitNOFILE=`)"
+        );
+    }
+    bounds
+}
+
+/// Claims all addresses of a member, in the order that every process has: of two that want some of the same, one gets all.
+fn claim_addresses(member: &Member, linger: Duration) -> Result<Vec<Doors>, Failure> {
+    let mut addresses: Vec<SocketAddr> = member.shards.iter().chain(&member.http).copied().collect();
+    addresses.sort_unstable();
+    let claim = |address: SocketAddr| Ok((address, Listener::claim(address, linger)?));
+    let mut claimed = addresses.into_iter().map(claim).collect::<Result<BTreeMap<_, _>, Failure>>()?;
+    let mut take = |address: &SocketAddr| claimed.remove(address).expect("every address of a member is another one");
+    let mut http = member.http.as_ref().map(&mut take);
+    Ok(member.shards.iter().map(|address| Doors { native: take(address), http: http.take() }).collect())
 }
 
 fn unknown_node(cluster: &Cluster, id: NodeId) -> Failure {
     let known: Vec<_> = cluster.nodes.iter().map(|member| member.id.to_string()).collect();
     Failure::Config(format!("the cluster '{}' has no node {id}; it has {}", cluster.name, known.join(", ")))
-}
-
-/// Checks that nobody listens there. The runtime sets SO_REUSEPORT on every listener, so that two replicas on one
-/// address would share its connections instead of failing.
-///
-/// A plain bind fails beside any listener, but also beside connections of an earlier one that linger in TIME_WAIT; a
-/// connection tells them apart.
-///
-/// The kernel takes some time to clear up behind a process that was killed, and its ring keeps the listener open until then.
-fn check_free(address: SocketAddr) -> Result<(), Failure> {
-    let started = Instant::now();
-    loop {
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            Err(error) => return Err(Failure::of_address(address, &error)),
-        }
-        match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
-            _ if started.elapsed() >= ADDRESS_PATIENCE => return Err(Failure::AddressInUse(address)),
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
-    }
 }
 
 /// The cores of so many threads, if the tuning names enough of them and they exist.

@@ -96,6 +96,8 @@ pub struct Flow {
     pub stream_unacked_bytes_max: usize,
     /// Unsent bytes in the queue of one link at which its stream pauses.
     pub link_queue_bytes_max: usize,
+    /// Native client connections of one node; further ones are refused with a reason.
+    pub client_connections_max: usize,
     /// Unanswered requests of one client connection at which it is read no further.
     pub client_requests_max: usize,
     /// Unsent bytes of answers to one client connection at which it is read no further.
@@ -110,6 +112,7 @@ impl Default for Flow {
             stream_retain_bytes: 67_108_864,
             stream_unacked_bytes_max: 16_777_216,
             link_queue_bytes_max: 8_388_608,
+            client_connections_max: 4096,
             client_requests_max: 16_384,
             client_queue_bytes_max: 8_388_608,
         }

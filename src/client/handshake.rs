@@ -17,6 +17,8 @@ use crate::{
 
 /// Between two rounds over all seeds.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// How a replica that has as many clients as it may begins its refusal.
+const FULL: &str = "full: ";
 const READ_BYTES: usize = 16 << 10;
 
 /// A client's hello.
@@ -46,6 +48,10 @@ pub(super) fn ask_seeds(options: &Options, client: u64) -> Result<(String, Clien
             match Conversation::open(seed, &hello, 0, patience) {
                 Ok((_, welcome)) => return checked(options, seed, welcome),
                 Err(ClientError::Unreachable { reasons: reason, .. }) => reasons.push(reason),
+                // A place may become free.
+                Err(ClientError::Refused { address, reason }) if reason.starts_with(FULL) => {
+                    reasons.push(format!("{address}: {reason}"));
+                }
                 Err(error) => fatal = Some(error),
             }
         }

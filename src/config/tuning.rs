@@ -102,7 +102,7 @@ impl Tuning {
         }
     }
 
-    fn batch_and_flow_bounds(&self) -> [Bounds; 13] {
+    fn batch_and_flow_bounds(&self) -> [Bounds; 14] {
         let (batch, flow) = (&self.batch, &self.flow);
         [
             ("batch.linger_us", batch.linger_us, 0, 1_000_000),
@@ -116,6 +116,7 @@ impl Tuning {
             ("flow.stream_retain_bytes", flow.stream_retain_bytes as u64, 0, MEMORY_BYTES_MAX),
             ("flow.stream_unacked_bytes_max", flow.stream_unacked_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
             ("flow.link_queue_bytes_max", flow.link_queue_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
+            ("flow.client_connections_max", flow.client_connections_max as u64, 1, 1 << 20),
             ("flow.client_requests_max", flow.client_requests_max as u64, 1, 1 << 32),
             ("flow.client_queue_bytes_max", flow.client_queue_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
         ]
@@ -293,6 +294,7 @@ mod tests {
             ("[batch]\nbytes_max = 16777216", "batch.bytes_max: 16777216 must be from 1024 to 8388608"),
             ("[flow]\nstream_inflight_bytes_max = 4096", "batch.bytes_max: 262144 must be at most flow.stream_inflight_bytes_max, which is 4096"),
             ("[flow]\nlink_queue_bytes_max = 200000", "batch.bytes_max: 262144 must be at most flow.link_queue_bytes_max, which is 200000"),
+            ("[flow]\nclient_connections_max = 0", "flow.client_connections_max: 0 must be from 1 to 1048576"),
             ("[flow]\nclient_requests_max = 0", "flow.client_requests_max: 0 must be from 1 to"),
             ("[timers]\nheartbeat_us = 600000", "timers.heartbeat_us: 2 times 600000 must be at most timers.suspect_silent_us, which is 1000000"),
             ("[timers]\nbackoff_min_us = 600000", "timers.backoff_min_us: 600000 must be at most timers.backoff_max_us, which is 500000"),

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::{
+    admission::Seat,
     connection::Connection,
     counters::Counters,
     outbox::ByteQueue,
@@ -46,6 +47,7 @@ pub(super) enum Waiting {
 #[derive(Debug)]
 struct Client {
     connection: Rc<Connection>,
+    _seat: Seat,
     zone: ZoneIndex,
     /// How long answers are held back, in microseconds: the emulated round trip.
     delay_us: u64,
@@ -84,9 +86,10 @@ impl Clients {
     }
 
     /// A client whose hello was taken.
-    pub(super) fn insert(&mut self, connection: Rc<Connection>, zone: ZoneIndex, delay_us: u64) -> Key {
+    pub(super) fn insert(&mut self, connection: Rc<Connection>, zone: ZoneIndex, seat: Seat, delay_us: u64) -> Key {
         self.clients.insert(Client {
             connection,
+            _seat: seat,
             zone,
             delay_us,
             unanswered: 0,

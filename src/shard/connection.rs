@@ -5,6 +5,7 @@ use std::{
     fmt, io,
     io::IoSlice,
     net::{Shutdown, SocketAddr, TcpStream},
+    rc::Rc,
 };
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -63,7 +64,21 @@ impl Socket for TcpStream {
     }
 }
 
-/// A descriptor of its own for the same socket, so that no call can ever reach a number that was closed and given out again.
+impl<S: Socket> Socket for Rc<S> {
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        (**self).send(parts)
+    }
+
+    fn set_buffers(&self, send_bytes: usize, receive_bytes: usize) -> io::Result<()> {
+        (**self).set_buffers(send_bytes, receive_bytes)
+    }
+
+    fn shutdown(&self) {
+        (**self).shutdown();
+    }
+}
+
+/// The socket of a stream that the runtime has opened, under a descriptor of our own.
 ///
 /// # Errors
 /// If there are no descriptors left.
@@ -91,12 +106,11 @@ impl Connection {
         Self { socket, peer, established, resume: Notify::default(), closed }
     }
 
-    /// The other half of a glommio stream.
+    /// The sending half of a socket that is shared with its reader.
     ///
     /// # Errors
-    /// If there are no descriptors left, or the connection is gone already.
-    pub(super) fn of(stream: &glommio::net::TcpStream) -> io::Result<Self> {
-        let socket = duplicate(stream)?;
+    /// If the connection is gone already.
+    pub(super) fn of(socket: Rc<TcpStream>) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         let peer = socket.peer_addr()?;
         Ok(Self::new(Box::new(socket), peer))

@@ -10,12 +10,13 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::{
+    admission::Seat,
     clients::{Clients, Waiting},
     connection::Connection,
     counters::Counters,
     hello::{Code, Refusal},
     links::Links,
-    log::{CheckpointPart, Log},
+    log::Log,
     mailbox::{LentAnswer, LentRequest},
     node::Node,
     receive::Receiver,
@@ -31,12 +32,17 @@ use crate::{
     wire::{self, Frame, Kind},
 };
 
+mod disk;
 mod web;
 
+use disk::LogWatch;
 pub(super) use web::Asked;
 
 /// A connection says hello within this time.
 const HELLO_TIMEOUT_US: u64 = 3_000_000;
+/// Where there are as many as may be that have not, the oldest is closed after so long: peers and clients say hello with the
+/// first byte that they send.
+const STRANGER_PATIENCE_US: u64 = 100_000;
 /// A node ends when its place has been taken for so many times as long as it takes to suspect a silent peer.
 const TAKEN_SUSPICIONS: u64 = 10;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
@@ -45,8 +51,6 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 const FORESEEN_MAX: usize = 64;
 /// Requests for the shard's counters that are answered in one read: each answer is some kilobytes, and asks everything.
 const STATS_MAX: usize = 16;
-/// Bytes of a checkpoint that a turn makes: what it may hold up everything else by.
-const CHECKPOINT_BYTES_MAX: usize = 64 << 10;
 
 /// A shard: its protocol, its connections and what is under way between them.
 pub(super) struct Core<P> {
@@ -71,8 +75,8 @@ pub(super) struct Core<P> {
     /// Shards whose mailboxes this turn has put something into.
     mailed: Vec<bool>,
     connections: Slab<Rc<Connection>>,
-    /// Connections that have not said hello, with the time at which they are closed.
-    strangers: VecDeque<(Micros, Rc<Connection>)>,
+    /// Connections that have not said hello, in the order of their times.
+    strangers: VecDeque<Stranger>,
     next_tick: Micros,
     last_tick: Micros,
     /// When a stopping shard gives up waiting.
@@ -87,19 +91,21 @@ pub(super) struct Core<P> {
     pub(super) counters: Counters,
 }
 
-/// How the disk keeps up.
-#[derive(Default)]
-struct LogWatch {
-    /// When a record last became durable, or none waited.
-    moved_at: Micros,
-    /// The disk has taken nothing for too long, and that was said.
-    stalled: bool,
-    /// How often that was so.
-    stalls: u64,
-    /// Readers of links wait for the log.
-    paused: bool,
-    /// How often one did.
-    pauses: u64,
+/// A connection that has not said hello.
+#[derive(Debug)]
+struct Stranger {
+    /// When it was opened.
+    since: Micros,
+    /// Whether the other side has opened it.
+    called: bool,
+    connection: Rc<Connection>,
+}
+
+impl Stranger {
+    /// Whether it still is one.
+    fn remains(&self) -> bool {
+        !self.connection.established.get() && !self.connection.is_closed()
+    }
 }
 
 /// When a turn wants the next one.
@@ -175,10 +181,31 @@ impl<P: Protocol> Core<P> {
 
     // ---- connections ---------------------------------------------------------------------------------------------
 
-    /// A connection was opened, by either side.
-    pub(super) fn connected(&mut self, connection: Rc<Connection>) -> Key {
-        self.strangers.push_back((self.node.now().plus(HELLO_TIMEOUT_US), Rc::clone(&connection)));
+    /// A connection was opened, by the other side if `called`.
+    pub(super) fn connected(&mut self, connection: Rc<Connection>, called: bool) -> Key {
+        self.strangers.push_back(Stranger { since: self.node.now(), called, connection: Rc::clone(&connection) });
         self.connections.insert(connection)
+    }
+
+    /// Whether another connection may be accepted that has not said hello. One that has been silent for a while makes room.
+    pub(super) fn has_room_for_stranger(&mut self) -> bool {
+        let max = self.node.admission.bounds.strangers_max;
+        if self.strangers.len() < max {
+            return true;
+        }
+        self.strangers.retain(Stranger::remains);
+        if self.strangers.iter().filter(|stranger| stranger.called).count() < max {
+            return true;
+        }
+        let now = self.node.now();
+        let oldest = self.strangers.iter().position(|stranger| stranger.called).expect("there is one, max is not 0");
+        if now.since(self.strangers[oldest].since) < STRANGER_PATIENCE_US {
+            return false;
+        }
+        let stranger = self.strangers.remove(oldest).expect("just found");
+        self.counters.strangers_closed += 1;
+        stranger.connection.close();
+        true
     }
 
     /// Its reader has ended.
@@ -253,18 +280,7 @@ impl<P: Protocol> Core<P> {
                 self.on_link_frame(now, peer, &frame)?;
             }
         }
-        let full = self.log_room() == 0;
-        if full {
-            self.links.pause(peer);
-            self.watch.pauses += 1;
-            self.watch.paused = true;
-        }
-        Ok(full)
-    }
-
-    /// How many bytes more may wait for the disk.
-    fn log_room(&self) -> usize {
-        self.node.tuning.log.pending_bytes_max.saturating_sub(self.log.pending_bytes())
+        Ok(self.pauses_link(peer))
     }
 
     fn on_link_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame) -> Result<(), Refusal> {
@@ -335,13 +351,13 @@ impl<P: Protocol> Core<P> {
     // ---- clients -------------------------------------------------------------------------------------------------
 
     /// A client's hello was taken.
-    pub(super) fn client_up(&mut self, connection: Rc<Connection>, zone: ZoneIndex, welcome: &[u8]) -> Key {
+    pub(super) fn client_up(&mut self, connection: Rc<Connection>, zone: ZoneIndex, seat: Seat, welcome: &[u8]) -> Key {
         let own = self.node.member().zone;
         let rtt_us = |wan: &crate::topology::WanMatrix| if zone == own { 0 } else { wan.rtt_us(own, zone) };
         let delay_us = self.node.cluster.wan.as_ref().map_or(0, rtt_us);
         connection.established.set(true);
         self.counters.clients_welcomed += 1;
-        let client = self.clients.insert(connection, zone, delay_us);
+        let client = self.clients.insert(connection, zone, seat, delay_us);
         self.clients.push_frame(client, welcome);
         client
     }
@@ -472,10 +488,7 @@ impl<P: Protocol> Core<P> {
         stats.insert("io_clients", self.clients.len() as u64);
         stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
-        stats.insert("log_pending_bytes", self.log.pending_bytes() as u64);
-        stats.insert("log_stalled", u64::from(self.watch.stalled));
-        stats.insert("log_stalls", self.watch.stalls);
-        stats.insert("log_link_pauses", self.watch.pauses);
+        self.count_log(&mut stats);
         stats
     }
 
@@ -582,31 +595,6 @@ impl<P: Protocol> Core<P> {
         self.route_replies();
     }
 
-    /// Gives the log a part of a checkpoint, if it takes one: everything handed out so far has been appended.
-    fn write_checkpoint(&mut self, now: Micros) {
-        let room = self.log.checkpoint_room();
-        if room == 0 {
-            return;
-        }
-        let Some(cursor) = self.checkpoint else {
-            let mut frames = Vec::new();
-            self.protocol.begin_checkpoint(&mut frames);
-            self.log.checkpoint(CheckpointPart::Begin(self.appended, frames));
-            self.checkpoint = Some(0);
-            return;
-        };
-        let (frame, next) = self.protocol.checkpoint_objects(cursor, room.min(CHECKPOINT_BYTES_MAX));
-        if !frame.is_empty() {
-            self.log.checkpoint(CheckpointPart::Objects(frame));
-        }
-        if next.is_none() {
-            // The protocol may have something to say that makes the end of it.
-            self.settle(now);
-            self.log.checkpoint(CheckpointPart::End(self.appended));
-        }
-        self.checkpoint = next;
-    }
-
     /// Tells the protocol and the links how far the log is; false if that is nothing new.
     fn learn_durable(&mut self, now: Micros) -> bool {
         let durable = self.log.durable();
@@ -614,11 +602,7 @@ impl<P: Protocol> Core<P> {
             return false;
         }
         self.durable = durable;
-        self.watch.moved_at = now;
-        if self.watch.paused && self.log.pending_bytes() <= self.node.tuning.log.pending_bytes_max / 2 {
-            self.watch.paused = false;
-            self.links.resume();
-        }
+        self.log_moved(now);
         self.links.release_durable(now, durable, &mut self.counters);
         self.protocol.on_durable(now, durable, &mut self.out);
         true
@@ -661,39 +645,15 @@ impl<P: Protocol> Core<P> {
         self.protocol.on_tick(now, &mut self.out);
         self.note_membership();
         self.watch_log(now);
-        while self
-            .strangers
-            .front()
-            .is_some_and(|(by, connection)| *by <= now || connection.established.get() || connection.is_closed())
-        {
-            let (_, connection) = self.strangers.pop_front().expect("there is a first one");
-            if !connection.established.get() && !connection.is_closed() {
-                tracing::info!(peer = %connection.peer, "closed: it has said no hello in {HELLO_TIMEOUT_US} µs");
-                connection.close();
+        let over = |stranger: &Stranger| !stranger.remains() || now.since(stranger.since) >= HELLO_TIMEOUT_US;
+        while self.strangers.front().is_some_and(over) {
+            let stranger = self.strangers.pop_front().expect("there is a first one");
+            if stranger.remains() {
+                self.counters.strangers_closed += 1;
+                let peer = stranger.connection.peer;
+                tracing::info!(%peer, "closed: it has said no hello in {HELLO_TIMEOUT_US} µs");
+                stranger.connection.close();
             }
-        }
-    }
-
-    /// Says so, once, when the disk takes nothing for as long as it takes to suspect a peer, and when it goes on.
-    fn watch_log(&mut self, now: Micros) {
-        let waits = self.durable < self.appended;
-        let (node, shard, bytes) = (self.node.member().id, self.shard.0, self.log.pending_bytes());
-        let us = now.since(self.watch.moved_at);
-        if !waits {
-            self.watch.moved_at = now;
-        }
-        if waits && us > self.node.tuning.timers.suspect_silent_us && !self.watch.stalled {
-            self.watch.stalled = true;
-            self.watch.stalls += 1;
-            tracing::warn!(
-                %node, shard, bytes,
-                "the disk has taken nothing for {} ms: this node acknowledges nothing until it does, and says nothing to peers \
-                 that could not rely on it; look into the kernel's log",
-                us / 1000
-            );
-        } else if self.watch.stalled && (!waits || us <= self.node.tuning.timers.suspect_silent_us) {
-            self.watch.stalled = false;
-            tracing::info!(%node, shard, bytes, "the disk goes on");
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Counters {
     pub(super) client_pauses: u64,
     /// Client connections that were welcomed.
     pub(super) clients_welcomed: u64,
+    /// Connections closed because they said no hello.
+    pub(super) strangers_closed: u64,
     /// Connections closed for what they sent.
     pub(super) connections_refused: u64,
     /// Requests taken from clients of this shard.
@@ -79,7 +81,7 @@ impl Counters {
     }
 
     /// By name.
-    pub(super) fn named(&self) -> [(&'static str, u64); 28] {
+    pub(super) fn named(&self) -> [(&'static str, u64); 29] {
         [
             ("io_turns", self.turns),
             ("io_flushes", self.flushes),
@@ -99,6 +101,7 @@ impl Counters {
             ("io_client_blocked", self.client_blocked),
             ("io_client_pauses", self.client_pauses),
             ("io_clients_welcomed", self.clients_welcomed),
+            ("io_strangers_closed", self.strangers_closed),
             ("io_connections_refused", self.connections_refused),
             ("io_requests", self.requests),
             ("io_web_requests", self.web_requests),

@@ -2,20 +2,20 @@
 
 use std::{
     future::poll_fn,
-    net::SocketAddr,
+    io,
     rc::Rc,
     sync::{Arc, mpsc},
     task::{Context, Poll},
     time::Duration,
 };
 
-use glommio::{GlommioError, Task, net::TcpListener, timer::Timer};
+use glommio::{Task, timer::Timer};
 
 use super::{
-    Host, Log, Node, Shard, ShardContext,
+    Host, Listener, Log, Node, Shard, ShardContext,
     core::Next,
     log::Unlogged,
-    poller::Poller,
+    poller::{Acceptor, Poller},
     recover::{Recovered, recover},
     sessions, web,
 };
@@ -59,8 +59,27 @@ impl Executor {
     }
 }
 
+/// What a shard listens on.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    /// For peers and native clients.
+    pub(crate) native: Listener,
+    /// For HTTP, in the one shard that accepts for the whole node.
+    pub(crate) http: Option<Listener>,
+}
+
+impl Doors {
+    fn listen(self, poller: &Rc<Poller>) -> Result<(Acceptor, Option<Acceptor>), Failure> {
+        let listen = |listener: Listener| {
+            let failed = |error: io::Error| Failure::Environment(format!("a listener cannot be watched: {error}"));
+            poller.acceptor(listener.listen()?).map_err(failed)
+        };
+        Ok((listen(self.native)?, self.http.map(listen).transpose()?))
+    }
+}
+
 /// Starts a shard in a host's thread. `make` runs there. What goes wrong is told by [`Executor::wait_started`].
-pub(crate) fn spawn<P, F>(node: Arc<Node>, shard: ShardId, host: Arc<Host>, make: F) -> Executor
+pub(crate) fn spawn<P, F>(node: Arc<Node>, shard: ShardId, host: Arc<Host>, doors: Doors, make: F) -> Executor
 where
     P: Protocol + 'static,
     F: FnOnce(ShardContext) -> P + Send + 'static,
@@ -68,7 +87,7 @@ where
     let (tell, started) = mpsc::channel();
     let (running, ended) = mpsc::channel();
     host.run(move |poller| async move {
-        run(node, shard, poller, make, tell).await;
+        run(node, shard, poller, doors, make, tell).await;
         drop(running);
     });
     Executor { started, ended, shard, _host: host }
@@ -89,6 +108,7 @@ async fn run<P, F>(
     node: Arc<Node>,
     shard: ShardId,
     poller: Rc<Poller>,
+    doors: Doors,
     make: F,
     tell: mpsc::Sender<Result<(), Failure>>,
 ) where
@@ -103,10 +123,9 @@ async fn run<P, F>(
         Ok(Recovered::Stopped) => return drop(tell.send(Ok(()))),
         Err(failure) => return drop(tell.send(Err(failure))),
     };
-    let address = node.member().shards[usize::from(shard.0)];
-    let listeners = listen(address).and_then(|own| Ok((own, node.member().http.map(listen).transpose()?)));
-    let (listener, http) = match listeners {
-        Ok(listeners) => listeners,
+    let listening = doors.listen(&poller);
+    let (acceptor, http) = match listening {
+        Ok(listening) => listening,
         Err(failure) => {
             close(&node, wal).await;
             return drop(tell.send(Err(failure)));
@@ -127,14 +146,18 @@ async fn run<P, F>(
             }
         });
     }
-    let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), listener))];
+    let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), acceptor))];
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
     }
-    if let Some(listener) = http {
-        tasks.push(glommio::spawn_local(web::accept(Rc::clone(&this), listener)));
+    if node.member().http.is_some() {
+        node.doors[usize::from(shard.0)].open(poller.waker());
+        tasks.push(glommio::spawn_local(web::serve_arrivals(Rc::clone(&this))));
         tasks.push(glommio::spawn_local(web::sweep(Rc::clone(&this))));
         tasks.push(glommio::spawn_local(web::answer_questions(Rc::clone(&this))));
+    }
+    if let Some(acceptor) = http {
+        tasks.push(glommio::spawn_local(web::accept(Rc::clone(&this), acceptor)));
     }
     let _ = tell.send(Ok(()));
     if node.cluster.shards > 1 {
@@ -171,6 +194,7 @@ fn context(node: &Node, shard: ShardId) -> ShardContext {
 async fn stop<P: Protocol>(shard: &Rc<Shard<P>>, tasks: Vec<Task<()>>) {
     shard.node.mailboxes.set_waker(shard.shard, None);
     shard.core.borrow_mut().close_all();
+    shard.node.doors[usize::from(shard.shard.0)].close();
     shard.web.stop();
     shard.node.questions[usize::from(shard.shard.0)].close();
     for task in tasks {
@@ -216,16 +240,5 @@ impl<P: Protocol> Turns<'_, P> {
                 return Poll::Pending;
             }
         }
-    }
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).map_err(|error| bind_failure(address, &error))
-}
-
-fn bind_failure(address: SocketAddr, error: &GlommioError<()>) -> Failure {
-    match error {
-        GlommioError::IoError(error) => Failure::of_address(address, error),
-        other => Failure::Environment(format!("cannot listen on {address}: {other}")),
     }
 }

@@ -42,10 +42,12 @@ pub enum Code {
     Zone,
     /// The replica is stopping.
     Stopping,
+    /// There are as many clients as there may be.
+    Full,
 }
 
 impl Code {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -56,6 +58,7 @@ impl Code {
         Self::Taken,
         Self::Zone,
         Self::Stopping,
+        Self::Full,
     ];
 
     /// As it is written.
@@ -71,6 +74,7 @@ impl Code {
             Self::Taken => "taken",
             Self::Zone => "zone",
             Self::Stopping => "stopping",
+            Self::Full => "full",
         }
     }
 }

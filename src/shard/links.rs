@@ -53,8 +53,8 @@ pub(super) struct Links {
     tap: Vec<(NodeIndex, Bytes)>,
 }
 
-/// A link is closed when so many times the bytes that its queue may hold wait for the log.
-const UNDURABLE_QUEUES_MAX: usize = 4;
+/// A link is closed when more bytes than these wait for the log, and one more frame comes.
+const UNDURABLE_BYTES_MAX: usize = 64 << 20;
 /// A link whose frames are held back holds at most this many bytes: its pipe is full then.
 const HELD_BYTES_MAX: usize = 256 << 20;
 
@@ -127,13 +127,13 @@ impl Links {
             return;
         };
         if send.after > durable || !link.undurable.is_empty() {
+            if link.undurable_bytes > UNDURABLE_BYTES_MAX {
+                // Answers to what a slow disk has not taken: the peer starts over when it has.
+                link.connection.close();
+                return self.silence(send.to);
+            }
             link.undurable_bytes += send.frame.len();
             link.undurable.push_back((send.after, send.frame));
-            // Answers to what a slow disk has not taken: the peer starts over when it has.
-            if link.undurable_bytes > UNDURABLE_QUEUES_MAX * self.queue_bytes_max {
-                link.connection.close();
-                self.silence(send.to);
-            }
         } else {
             self.queue(now, send.to, send.frame, counters);
         }

@@ -31,6 +31,7 @@ use crate::{
     wire::{self, Kind},
 };
 
+mod admission;
 mod backoff;
 mod clients;
 mod connection;
@@ -43,6 +44,7 @@ mod faults;
 mod hello;
 mod host;
 mod links;
+mod listen;
 mod log;
 mod mailbox;
 mod node;
@@ -60,7 +62,11 @@ pub use hello::{Code, PeerHello, Refusal};
 
 #[cfg(feature = "sim")]
 pub(crate) use self::log::CheckpointPart;
-pub(crate) use self::log::Log;
+pub(crate) use self::{
+    admission::ConnectionBounds,
+    listen::{LINGER_PATIENCE, Listener},
+    log::Log,
+};
 #[cfg(feature = "sim")]
 pub(crate) use self::{
     backoff::Backoff,
@@ -69,7 +75,7 @@ pub(crate) use self::{
     driven::Fill,
     session::{Ended, Reading, Session},
 };
-pub(crate) use executor::{Executor, spawn};
+pub(crate) use executor::{Doors, Executor, spawn};
 pub(crate) use host::Host;
 pub(crate) use node::Node;
 
@@ -163,6 +169,9 @@ impl<P: Protocol> poller::Polled for Shard<P> {
     fn look(&self) -> bool {
         if self.node.cluster.shards > 1 && self.node.mailboxes.is_woken(self.shard) {
             self.wake.notify();
+        }
+        if self.node.doors[usize::from(self.shard.0)].is_knocked() {
+            self.web.arrived.notify();
         }
         if self.due_at.get() <= self.node.now() {
             self.wake.notify();

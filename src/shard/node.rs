@@ -9,7 +9,13 @@ use std::{
     time::Instant,
 };
 
-use super::{faults::Faults, hello::PeerHello, mailbox::Mailboxes, web::Questions};
+use super::{
+    admission::{Admission, ConnectionBounds, Door},
+    faults::Faults,
+    hello::PeerHello,
+    mailbox::Mailboxes,
+    web::Questions,
+};
 use crate::{
     api::native::{ClientWelcome, WelcomeNode},
     failure::Failure,
@@ -62,8 +68,10 @@ pub(crate) struct Node {
     stop_all: Arc<AtomicBool>,
     pub(super) mailboxes: Mailboxes,
     pub(super) faults: Faults,
-    /// HTTP connections that are open, over all shards.
-    pub(super) web_connections: AtomicUsize,
+    /// The clients that are connected.
+    pub(super) admission: Arc<Admission>,
+    /// HTTP connections on their way to each shard.
+    pub(super) doors: Vec<Door>,
     /// Questions for each shard.
     pub(super) questions: Vec<Questions>,
     clock: Clock,
@@ -85,7 +93,13 @@ impl Node {
         Self {
             mailboxes: Mailboxes::new(cluster.shards),
             faults: Faults::default(),
-            web_connections: AtomicUsize::new(0),
+            admission: Admission::new(ConnectionBounds::new(
+                usize::MAX / 2,
+                cluster.shards,
+                &tuning,
+                cluster.http.connections_max,
+            )),
+            doors: (0..cluster.shards).map(|_| Door::default()).collect(),
             questions: (0..cluster.shards).map(|_| Questions::default()).collect(),
             clock: Clock::Monotonic(Instant::now()),
             failure: Mutex::new(None),
@@ -106,6 +120,11 @@ impl Node {
     /// The same node, on the `boot`th start of a state that it has logs of.
     pub(crate) fn logged(self, boot: u32, logs: Vec<LogSpec>) -> Self {
         Self { boot, logs, ..self }
+    }
+
+    /// The same node with bounds on its connections.
+    pub(crate) fn bounded(self, bounds: ConnectionBounds) -> Self {
+        Self { admission: Admission::new(bounds), ..self }
     }
 
     /// A shard's log was closed with everything synced.

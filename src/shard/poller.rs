@@ -36,7 +36,10 @@ use rustix::{
     net::{RecvFlags, recv},
 };
 
-use super::slab::{Key, Slab};
+use super::{
+    listen::Listening,
+    slab::{Key, Slab},
+};
 use crate::notify::Notify;
 
 /// Ready connections that one look takes in; the others are found by the next.
@@ -150,15 +153,30 @@ impl Poller {
     ///
     /// # Errors
     /// If the kernel does not take it into the set.
-    pub(super) fn reader(self: &Rc<Self>, socket: TcpStream) -> io::Result<Reader> {
+    pub(super) fn reader(self: &Rc<Self>, socket: Rc<TcpStream>) -> io::Result<Reader> {
+        let (key, ready) = self.watch(&*socket)?;
+        Ok(Reader { socket, ready, key, poller: Rc::clone(self), may_have_more: true })
+    }
+
+    /// A listener, for its connections to be taken.
+    ///
+    /// # Errors
+    /// If the kernel does not take it into the set.
+    pub(super) fn acceptor(self: &Rc<Self>, listener: Listening) -> io::Result<Acceptor> {
+        let (key, ready) = self.watch(listener.socket())?;
+        Ok(Acceptor { listener, ready, key, poller: Rc::clone(self) })
+    }
+
+    /// Has the kernel say when a socket may have something.
+    fn watch(&self, socket: impl AsFd) -> io::Result<(Key, Rc<Ready>)> {
         let ready = Rc::new(Ready::default());
         let key = self.sources.borrow_mut().insert(Rc::clone(&ready));
         let events = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-        if let Err(error) = epoll::add(&self.set, &socket, epoll::EventData::new_u64(key.to_token()), events) {
+        if let Err(error) = epoll::add(&self.set, socket, epoll::EventData::new_u64(key.to_token()), events) {
             self.sources.borrow_mut().remove(key);
             return Err(error.into());
         }
-        Ok(Reader { socket, ready, key, poller: Rc::clone(self), may_have_more: true })
+        Ok((key, ready))
     }
 
     /// Runs until it is cancelled.
@@ -282,7 +300,7 @@ async fn reactor_turn() {
 
 /// The receiving half of a connection, woken by a [`Poller`].
 pub(super) struct Reader {
-    socket: TcpStream,
+    socket: Rc<TcpStream>,
     ready: Rc<Ready>,
     key: Key,
     poller: Rc<Poller>,
@@ -300,7 +318,7 @@ impl Reader {
             if !self.may_have_more && !self.ready.ended.get() {
                 self.ready.notify.notified().await;
             }
-            match recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            match recv(&*self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((_, bytes)) => {
                     // Whatever comes after a read that was not full is told anew.
                     self.may_have_more = bytes == buffer.len();
@@ -320,7 +338,37 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         // The socket may live on in its sending half.
-        let _ = epoll::delete(&self.poller.set, self.socket.as_fd());
+        let _ = epoll::delete(&self.poller.set, &*self.socket);
+        self.poller.sources.borrow_mut().remove(self.key);
+    }
+}
+
+/// A listener, woken by a [`Poller`].
+pub(super) struct Acceptor {
+    listener: Listening,
+    ready: Rc<Ready>,
+    key: Key,
+    poller: Rc<Poller>,
+}
+
+impl Acceptor {
+    /// The next connection; waits until there is one.
+    ///
+    /// # Errors
+    /// If there are no descriptors left, or the connection was gone already.
+    pub(super) async fn accept(&self) -> io::Result<TcpStream> {
+        loop {
+            match self.listener.accept()? {
+                Some(stream) => return Ok(stream),
+                None => self.ready.notify.notified().await,
+            }
+        }
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        let _ = epoll::delete(&self.poller.set, self.listener.socket());
         self.poller.sources.borrow_mut().remove(self.key);
     }
 }

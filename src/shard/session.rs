@@ -5,6 +5,7 @@ use std::{io, rc::Rc};
 
 use super::{
     Shard,
+    admission::Speaks,
     connection::Connection,
     hello::{self, Code, PeerHello, Refusal},
     receive::Receiver,
@@ -109,7 +110,8 @@ impl Session {
 
     fn new<P: Protocol>(shard: &Shard<P>, connection: Connection, stage: Stage) -> Self {
         let connection = Rc::new(connection);
-        let key = shard.core.borrow_mut().connected(Rc::clone(&connection));
+        let called = matches!(stage, Stage::Called);
+        let key = shard.core.borrow_mut().connected(Rc::clone(&connection), called);
         let receiver = Receiver::new(shard.node.tuning.sockets.read_bytes);
         Self { connection, receiver, key, stage, hello_bytes: 0 }
     }
@@ -222,7 +224,9 @@ impl Session {
         let hello: ClientHello = serde_json::from_slice(frame.body())
             .map_err(|error| Refusal::malformed(format!("the ClientHello is not readable: {error}")))?;
         let zone = shard.admit_client(&hello)?;
-        let client = shard.core.borrow_mut().client_up(Rc::clone(&self.connection), zone, &shard.welcome);
+        let seat = shard.node.admission.admit(Speaks::Native);
+        let seat = seat.map_err(|why| Refusal::new(Code::Full, why))?;
+        let client = shard.core.borrow_mut().client_up(Rc::clone(&self.connection), zone, seat, &shard.welcome);
         Ok(Stage::Client(client))
     }
 

@@ -1,30 +1,40 @@
 //! The tasks of a shard's connections: accepting, dialling, reading. What is read goes to its [`Session`].
 
-use std::{io, rc::Rc, time::Duration};
+use std::{io, net::TcpStream, rc::Rc, time::Duration};
 
-use glommio::{
-    net::{TcpListener, TcpStream},
-    timer::Timer,
-};
+use glommio::timer::Timer;
 
 use super::{
     Shard,
     backoff::Backoff,
     connection::{Connection, duplicate},
-    poller::Reader,
+    poller::{Acceptor, Reader},
     session::{Ended, Reading, Session},
 };
-use crate::{protocol::Protocol, topology::NodeIndex};
+use crate::{
+    protocol::{Micros, Protocol},
+    topology::NodeIndex,
+};
 
 /// How long a dialled peer has to take the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Full reads of one connection before others have a turn.
 const FULL_READS_MAX: usize = 8;
 
+/// Connections that are taken in a row before their readers have a turn.
+const ACCEPTED_MAX: usize = 16;
+/// How long no connection is taken when the system or the shard has no room for one.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
+
 /// Takes connections until it is cancelled.
-pub(super) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, listener: TcpListener) {
+pub(super) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, acceptor: Acceptor) {
+    let mut trouble = Trouble::default();
+    let mut accepted = 0;
     loop {
-        match listener.accept().await {
+        while !shard.core.borrow_mut().has_room_for_stranger() {
+            Timer::new(FULL_PAUSE).await;
+        }
+        match acceptor.accept().await {
             Ok(stream) => {
                 let shard = Rc::clone(&shard);
                 glommio::spawn_local(async move {
@@ -33,19 +43,43 @@ pub(super) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, listener:
                     shard.serving.set(shard.serving.get() - 1);
                 })
                 .detach();
+                accepted += 1;
+                if accepted >= ACCEPTED_MAX {
+                    accepted = 0;
+                    let_others_read().await;
+                }
             }
-            Err(error) => {
-                tracing::warn!(node = %shard.id(), shard = shard.shard.0, "cannot take a connection: {error}");
-                Timer::new(Duration::from_millis(50)).await;
-            }
+            Err(error) => trouble.wait(&shard, "connection", &error).await,
         }
     }
 }
 
-/// Both halves of a connection; the runtime's stream is not needed any more.
+/// Trouble with taking connections: said once in a while, and never a reason to end or to spin.
+#[derive(Default)]
+pub(super) struct Trouble {
+    said_at: Option<Micros>,
+}
+
+impl Trouble {
+    /// How often it is said, in microseconds.
+    const SAY_US: u64 = 10_000_000;
+
+    /// Waits until the next attempt.
+    pub(super) async fn wait<P: Protocol>(&mut self, shard: &Shard<P>, what: &str, error: &io::Error) {
+        let now = shard.node.now();
+        if self.said_at.is_none_or(|said_at| now.since(said_at) >= Self::SAY_US) {
+            self.said_at = Some(now);
+            tracing::warn!(node = %shard.id(), shard = shard.shard.0, "cannot take a {what}: {error}; trying again");
+        }
+        Timer::new(Duration::from_millis(50)).await;
+    }
+}
+
+/// Both halves of a connection.
 fn split<P: Protocol>(shard: &Shard<P>, stream: TcpStream) -> io::Result<(Reader, Connection)> {
     let poller = shard.poller.as_ref().expect("tasks run in an executor");
-    Ok((poller.reader(duplicate(&stream)?)?, Connection::of(&stream)?))
+    let socket = Rc::new(stream);
+    Ok((poller.reader(Rc::clone(&socket))?, Connection::of(socket)?))
 }
 
 /// One accepted connection, from hello to end.
@@ -84,12 +118,15 @@ async fn dial_once<P: Protocol>(shard: &Shard<P>, peer: NodeIndex) -> (bool, io:
     if shard.core.borrow().is_cut(peer) {
         return (false, io::Error::other("an injected fault cuts the link"));
     }
-    let stream = match TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
+    let stream = match glommio::net::TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
         Ok(stream) => stream,
         Err(glommio::GlommioError::IoError(error)) => return (false, error),
         Err(other) => return (false, io::Error::other(other.to_string())),
     };
-    let (mut incoming, connection) = match split(shard, stream) {
+    let own = duplicate(&stream);
+    // The runtime's is not needed any more.
+    drop(stream);
+    let (mut incoming, connection) = match own.and_then(|own| split(shard, own)) {
         Ok(halves) => halves,
         Err(error) => return (false, error),
     };

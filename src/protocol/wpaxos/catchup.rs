@@ -155,10 +155,7 @@ impl WPaxos {
         for node in 0..self.links.len() {
             let Some(mut catch_up) = self.links[node].catch_up else { continue };
             let to = NodeIndex(node as u8);
-            // Whoever has not made durable what it was sent gets no more of anything.
-            let waits = self.links[node].unacked_bytes() >= self.config.flow.stream_unacked_bytes_max;
-            let room = if waits { 0 } else { out.room[node] };
-            let mut room = room.saturating_sub(ROOM_LEFT.min(self.config.flow.link_queue_bytes_max / 2));
+            let mut room = out.room[node].saturating_sub(ROOM_LEFT.min(self.config.flow.link_queue_bytes_max / 2));
             for _ in 0..SCAN_PER_TICK {
                 if catch_up.cursor as usize >= self.objects.len() || room == 0 {
                     break;

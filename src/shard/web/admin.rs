@@ -135,7 +135,7 @@ async fn status<P: Protocol>(shard: &Shard<P>) -> Result<Reply, Refused> {
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": now.0 as f64 / 1e6,
         "facts": node.facts,
-        "http_connections": node.web_connections.load(std::sync::atomic::Ordering::Relaxed),
+        "http_connections": node.admission.web(),
         "faults_allowed": node.cluster.faults,
         "faults": faults,
         "shards": shards,

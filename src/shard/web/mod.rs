@@ -1,8 +1,9 @@
 //! HTTP at a shard: hyper over this executor's sockets.
 //!
-//! Every shard of a node listens on the node's one HTTP address, and the kernel spreads connections over them. A command
-//! is handed to the protocol as soon as its request is whole, like one from a native client, or passed to the shard that its
-//! key belongs to; the turn that follows sends one batch for all of them, and wakes the connections whose answers came.
+//! One shard of a node accepts on the node's one HTTP address, and hands each connection to the shard that has the fewest.
+//! A command is handed to the protocol as soon as its request is whole, like one from a native client, or passed to the
+//! shard that its key belongs to; the turn that follows sends one batch for all of them, and wakes the connections whose
+//! answers came.
 //!
 //! Whatever a client does costs its connection and no more: heads and bodies have a longest length, bodies in memory a
 //! bound, connections a most, and each stage of a request a time limit (`watch`).
@@ -29,12 +30,14 @@ mod server;
 mod service;
 mod watch;
 
-pub(super) use server::{accept, answer_questions, sweep};
+pub(super) use server::{accept, answer_questions, serve_arrivals, sweep};
 
 /// The HTTP connections of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Web {
     watches: RefCell<Slab<Rc<watch::Watch>>>,
+    /// Wakes whoever serves connections that have arrived.
+    pub(super) arrived: crate::notify::Notify,
     /// Wakes the sweeper when the first connection comes.
     first: crate::notify::Notify,
     /// Bytes of request bodies in memory.

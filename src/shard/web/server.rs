@@ -5,22 +5,25 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
-    sync::atomic::Ordering,
     task::Poll,
     time::Duration,
 };
 
 use futures_lite::AsyncReadExt;
-use glommio::{
-    net::{TcpListener, TcpStream},
-    timer::Timer,
-};
+use glommio::{net::TcpStream, timer::Timer};
 use hyper::{server::conn::http1, service::service_fn};
 use rustix::net::SendFlags;
-use socket2_04::SockRef;
 
 use super::{Answer, Slot, io::Io, service, watch::Watch};
-use crate::{protocol::Protocol, shard::Shard};
+use crate::{
+    protocol::Protocol,
+    shard::{
+        Shard,
+        admission::{Speaks, hand_over},
+        poller::Acceptor,
+        sessions::Trouble,
+    },
+};
 
 /// The longest head of a request, in bytes: a key of the longest length, all of it percent-encoded, and twice that again.
 const HEAD_BYTES_MAX: usize = 40 << 10;
@@ -32,33 +35,49 @@ const LINGER: Duration = Duration::from_millis(500);
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: text/plain\r\ncontent-length: 21\r\n\r\ntoo many connections\n";
 
-/// Takes connections until it is cancelled.
-pub(in crate::shard) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, listener: TcpListener) {
+/// Connections that are taken in a row before others have a turn.
+const ACCEPTED_MAX: usize = 16;
+
+/// Takes connections of the whole node until it is cancelled, and hands each to a shard.
+pub(in crate::shard) async fn accept<P: Protocol + 'static>(shard: Rc<Shard<P>>, acceptor: Acceptor) {
+    let mut trouble = Trouble::default();
+    let mut accepted = 0;
     loop {
-        match listener.accept().await {
+        match acceptor.accept().await {
             Ok(stream) => {
-                let open = shard.node.web_connections.fetch_add(1, Ordering::Relaxed);
-                if open >= shard.node.cluster.http.connections_max {
-                    shard.node.web_connections.fetch_sub(1, Ordering::Relaxed);
-                    let flags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+                match shard.node.admission.admit(Speaks::Http) {
+                    Ok(seat) => drop(hand_over(&shard.node.doors, (stream, seat))),
                     // A courtesy: where it does not fit, the end of the stream has to do.
-                    let _ = SockRef::from(&stream).send_with_flags(FULL, flags.bits() as i32);
-                    continue;
+                    Err(_) => drop(rustix::net::send(&stream, FULL, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)),
                 }
-                let shard = Rc::clone(&shard);
-                glommio::spawn_local(async move {
-                    shard.serving.set(shard.serving.get() + 1);
-                    serve(&shard, stream).await;
-                    shard.serving.set(shard.serving.get() - 1);
-                    shard.node.web_connections.fetch_sub(1, Ordering::Relaxed);
-                })
-                .detach();
+                accepted += 1;
+                if accepted >= ACCEPTED_MAX {
+                    accepted = 0;
+                    Timer::new(Duration::from_micros(1)).await;
+                }
             }
-            Err(error) => {
-                tracing::warn!(node = %shard.id(), shard = shard.shard.0, "cannot take an HTTP connection: {error}");
-                Timer::new(Duration::from_millis(50)).await;
-            }
+            Err(error) => trouble.wait(&shard, "HTTP connection", &error).await,
         }
+    }
+}
+
+/// Serves the connections that are handed to this shard until it is cancelled.
+pub(in crate::shard) async fn serve_arrivals<P: Protocol + 'static>(shard: Rc<Shard<P>>) {
+    loop {
+        while let Some((stream, seat)) = shard.node.doors[usize::from(shard.shard.0)].next() {
+            let shard = Rc::clone(&shard);
+            // The older release of this crate is what the runtime takes.
+            let stream = TcpStream::from(socket2_04::Socket::from(stream));
+            glommio::spawn_local(async move {
+                shard.serving.set(shard.serving.get() + 1);
+                serve(&shard, stream).await;
+                shard.serving.set(shard.serving.get() - 1);
+                shard.node.doors[usize::from(shard.shard.0)].served();
+                drop(seat);
+            })
+            .detach();
+        }
+        shard.web.arrived.notified().await;
     }
 }
 

@@ -48,6 +48,9 @@ const DIRECTED: &[Mutant] = &[
     Mutant::MergeKeepsLowest,
     Mutant::MergeWithoutTails,
     Mutant::NewcomerSkipsMerge,
+    // What waits for a disk: more than a run of the simulator writes. `protocol::wpaxos::tests::slow_disks` has them.
+    Mutant::UnackedUnbounded,
+    Mutant::LogNeverFull,
 ];
 
 fn seeds_max(mutant: Mutant) -> u64 {

@@ -5,6 +5,21 @@ use super::*;
 
 const WINDOW: usize = 1024;
 
+/// Forty writes, of which node 2 acknowledges none; the most bytes that were unacked. Heartbeats come through.
+fn put_without_acks(bench: &mut Bench) -> usize {
+    let mut most = 0;
+    for token in 2..42 {
+        bench.ask(0, token, Action::Put(&[token as u8; 500]));
+        bench.settle_but(&[(2, 0)]);
+        most = most.max(bench.nodes[0].held().unacked_bytes);
+        let frames: Vec<Frame> = bench.links[2][0].drain(..).collect();
+        let (beats, acks): (Vec<_>, Vec<_>) = frames.into_iter().partition(|frame| frame.kind == Kind::Heartbeat);
+        bench.links[2][0].extend(acks);
+        beats.iter().for_each(|beat| bench.give(2, 0, beat));
+    }
+    most
+}
+
 /// A member that acknowledges nothing holds at most the window and a frame; the others commit at full speed, and it comes
 /// back by state.
 #[test]
@@ -15,16 +30,8 @@ fn a_member_that_acks_nothing_is_left_behind_and_the_others_go_on() {
     bench.ask(0, 1, Action::Put(b"first"));
     bench.settle();
     bench.replies.clear();
-    for token in 2..42 {
-        bench.ask(0, token, Action::Put(&[token as u8; 500]));
-        bench.settle_but(&[(2, 0)]);
-        assert!(bench.nodes[0].held().unacked_bytes < WINDOW + 700, "the window and a frame");
-        // Nobody is suspected: heartbeats would be held up behind the acks.
-        let frames: Vec<Frame> = bench.links[2][0].drain(..).collect();
-        let (beats, acks): (Vec<_>, Vec<_>) = frames.into_iter().partition(|frame| frame.kind == Kind::Heartbeat);
-        bench.links[2][0].extend(acks);
-        beats.iter().for_each(|beat| bench.give(2, 0, beat));
-    }
+    let most = put_without_acks(&mut bench);
+    assert!(most < WINDOW + 700, "the window and a frame, not {most}");
     assert_eq!(bench.replies.len(), 40, "a quorum of fast members serves");
     assert!(bench.replies.iter().all(|(_, status, _)| *status == Status::Ok));
     assert_eq!(bench.known(1).2, 41);
@@ -85,4 +92,25 @@ fn a_node_whose_disk_has_stopped_says_nothing_until_it_goes_on() {
     assert!(silent > 10, "silent after a second");
     bench.nodes[0].on_durable(bench.now, last, &mut bench.outs[0]);
     assert_eq!(beats(&mut bench), 1);
+}
+
+/// The two planted bugs are what the tests above would find.
+#[cfg(feature = "sim")]
+#[test]
+fn without_the_bounds_what_waits_grows() {
+    use crate::mutant::Mutant;
+    let mut bench = Bench::new(&[3], |_, tuning| tuning.flow.stream_unacked_bytes_max = WINDOW);
+    bench.nodes[0].config.mutant = Some(Mutant::UnackedUnbounded);
+    bench.ask(0, 1, Action::Put(b"first"));
+    bench.settle();
+    let most = put_without_acks(&mut bench);
+    assert!(most > 10 * WINDOW, "only {most}");
+
+    let mut bench = Bench::three();
+    bench.nodes[0].config.mutant = Some(Mutant::LogNeverFull);
+    bench.outs[0].room[0] = 0;
+    bench.flush(0);
+    bench.ask(0, 1, Action::Put(b"a"));
+    bench.settle();
+    assert_eq!(bench.replies, [(1, Status::Ok, 1)]);
 }
