@@ -20,13 +20,18 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// The longest encoded command, in bytes: the longest key and two of the longest values (CompareAndSwap).
 pub const COMMAND_BYTES_MAX: usize = size_of::<CommandHeader>() + KEY_BYTES_MAX + 2 * VALUE_BYTES_MAX;
 
+/// The lowest id of a client's command: 0 is the no-ops'.
+pub const ID_MIN: u64 = 1;
+/// The highest id of a client's command: "all ids below one more than this" is still a number, as sessions keep it.
+pub const ID_MAX: u64 = u64::MAX - 1;
+
 /// The fixed head of an encoded command.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CommandHeader {
     /// Who issued it; 0 only in a no-op.
     pub client: U64,
-    /// The client's number for it; ids of one client rise (`protocol.md` §7).
+    /// The client's number for it, [`ID_MIN`] to [`ID_MAX`], 0 in a no-op; ids of one client rise (`protocol.md` §7).
     pub id: U64,
     /// An [`Op`].
     pub op: u8,
@@ -277,12 +282,6 @@ impl<'a> Command<'a> {
         Self { header, bytes }
     }
 
-    /// The key of bytes that nobody has checked, if they look like a command: for hints only.
-    pub fn glimpse_key(bytes: &'a [u8]) -> Option<&'a [u8]> {
-        let (header, rest) = CommandHeader::ref_from_prefix(bytes).ok()?;
-        rest.get(..usize::from(header.key_bytes.get()))
-    }
-
     /// The whole encoding.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
@@ -301,6 +300,16 @@ impl<'a> Command<'a> {
     /// Whether the client, or a node on the way, has sent it before.
     pub fn is_retry(&self) -> bool {
         self.header.flags & FLAG_RETRY != 0
+    }
+
+    /// Whether a client may ask for it: it does something, names its client, and its id is from [`ID_MIN`] to [`ID_MAX`].
+    pub fn is_request(&self) -> bool {
+        self.op() != Op::Noop && self.client() != 0 && (ID_MIN..=ID_MAX).contains(&self.id())
+    }
+
+    /// Whether a slot may hold it: a client may ask for it, or it is a no-op, which no client has asked for.
+    pub fn is_entry(&self) -> bool {
+        self.is_request() || (self.op() == Op::Noop && self.client() == 0 && self.id() == 0)
     }
 
     /// The operation.
@@ -464,6 +473,25 @@ mod tests {
         assert_eq!(with(17, 0x80), Err(CommandError::Shape { op: 2, flags: 0x80 }));
         assert_eq!(with(28, 1), Err(CommandError::Shape { op: 2, flags: 0 }));
         assert!(matches!(with(23, 0xff), Err(CommandError::Length { .. })));
+    }
+
+    #[test]
+    fn requests_name_their_client_and_are_numbered_from_one() {
+        let judge = |client, id, action| {
+            let mut bytes = Vec::new();
+            NewCommand { client, id, retry: false, key: b"k", action }.encode(&mut bytes).unwrap();
+            let command = Command::parse(&bytes).unwrap();
+            (command.is_request(), command.is_entry())
+        };
+        for action in [Action::Get, Action::Put(b"v"), Action::Delete] {
+            for (client, id, right) in
+                [(1, ID_MIN, true), (u64::MAX, ID_MAX, true), (1, 0, false), (1, u64::MAX, false), (0, 1, false)]
+            {
+                assert_eq!(judge(client, id, action), (right, right), "client {client}, id {id}");
+            }
+        }
+        assert_eq!(judge(0, 0, Action::Noop), (false, true));
+        assert_eq!((judge(1, 0, Action::Noop), judge(0, 1, Action::Noop)), ((false, false), (false, false)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     failure::{Failure, StartError},
     protocol::Protocol,
-    server::{Server, ServerHandle, ServerOptions, Threads, spare_descriptors},
+    server::{Server, ServerHandle, ServerOptions, Threads, keeps_nothing, spare_descriptors},
     shard::ShardContext,
     topology::{Cluster, HistoryBounds, HttpSettings, InitialOwner, NodeSet, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Durability, Tuning},
@@ -140,8 +140,7 @@ impl LocalOptions {
         {
             format!("{nodes} HTTP ports from {http} and {} ports from {base} overlap", self.sockets())
         } else if let (Durability::None, Some(data)) = (self.durability, &self.data) {
-            let data = data.display();
-            format!("durability none keeps nothing, so it cannot use {data}: leave that out, or choose sync or async")
+            return Err(keeps_nothing(data));
         } else if let Some(wan) = self.wan.as_ref().filter(|wan| wan.zones() != usize::from(self.zones)) {
             format!("the distances are between {} zones; the cluster has {}", wan.zones(), self.zones)
         } else {

@@ -15,7 +15,7 @@ use wpaxos::{
     failure::Failure,
     local::{LocalCluster, LocalHttp, LocalOptions},
     master::{self, MasterArgs, MasterError, Place, Registration},
-    server::{Server, ServerOptions, exit_on_panic, raise_open_files_limit, stop_on_signals},
+    server::{Server, ServerOptions, exit_on_panic, keeps_nothing, raise_open_files_limit, stop_on_signals},
     topology::{HistoryBounds, Home, InitialOwner, NodeId, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Durability, Tuning},
 };
@@ -28,9 +28,9 @@ Exit codes:
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
   5   refused: by the peers (another process runs as this node), or by the master (its id is alive, or unknown)
   6   a second signal came before it had stopped
-  7   the data directory is refused: another node's, another format, in use
+  7   the data directory is refused: another node's, another format, in use, or to be left unused
   8   the disk: it is full, or reading or writing failed
-  9   the log or a checkpoint is damaged
+  9   the data directory is damaged: a file is not as it was written, is missing, or contradicts the others
   70  a bug";
 
 /// A thread-per-core WPaxos key-value store.
@@ -243,10 +243,7 @@ fn server(args: ServerArgs) -> Result<(), Failure> {
                  state in memory and loses it on exit"
             )));
         }
-        (Some(_), Durability::None) => {
-            let text = "--durability none keeps nothing: leave out --data, or choose sync or async";
-            return Err(Failure::Config(text.to_owned()));
-        }
+        (Some(data), Durability::None) => return Err(keeps_nothing(data)),
         _ => {}
     }
     let ProtocolName::Wpaxos = args.protocol;

@@ -66,6 +66,7 @@ mutants! {
     HomeAfterRestart, "home-after-restart", "A home owner goes on at its home ballot after a restart.";
     PromiseBeforeDurable, "promise-before-durable", "Promises leave before the log has them.";
     PrepareBeforeDurable, "prepare-before-durable", "A Prepare leaves before its own promise is durable.";
+    PrepareBeforeOwnRecord, "prepare-before-own-record", "A Prepare that is repeated does not wait for the record of its candidacy.";
     PrepareOnce, "prepare-once", "A Prepare is never sent again.";
 
     // Phase 2: the owner.
@@ -143,6 +144,7 @@ mutants! {
     ReadJoinsAskedRound, "read-joins-asked-round", "A read joins a round that was asked before it came.";
     ReadAfterDeposition, "read-after-deposition", "A round answers reads of objects that went to another owner meanwhile.";
     ObjectionNotSent, "objection-not-sent", "Who promised higher confirms a read all the same.";
+    ConfirmByCandidate, "confirm-by-candidate", "Who has promised higher to itself, as a candidate or new owner, confirms a read.";
     SilentObjection, "silent-objection", "Who promised higher does not answer a round at all.";
     ObjectionsIgnored, "objections-ignored", "An owner takes an objection for a confirmation.";
 }

@@ -24,7 +24,7 @@ use crate::{
     shard::{ConnectionBounds, Doors, Executor, Host, LINGER_PATIENCE, Listener, Node, ShardContext, spawn},
     topology::{Cluster, Member, NodeId, NodeIndex, ShardId, StealPolicy},
     tuning::{Durability, Tuning, Wait},
-    wal::{DataDir, Identity},
+    wal::{DataDir, Identity, durable_state},
 };
 
 /// What a replica needs to know.
@@ -337,10 +337,29 @@ fn open_data(
         (None, _) => Err(Failure::Config(format!(
             "durability {durability} needs a data directory: name one (--data DIR), or keep nothing (--durability none)"
         ))),
-        (Some(path), Durability::None) => Err(Failure::Config(format!(
-            "durability none keeps nothing, so it cannot use the data directory {}: leave that out, or choose sync or async",
+        (Some(path), Durability::None) => Err(keeps_nothing(path)),
+    }
+}
+
+/// Why nodes that keep nothing do not start where a data directory was named for them.
+///
+/// One that holds state is refused as such ([`Failure::DataDirectory`]): its node would come back without it, as one that has
+/// lost its disk, and be named anew by the others.
+pub fn keeps_nothing(path: &Path) -> Failure {
+    let below = std::fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let held = std::iter::once(path.to_owned()).chain(below);
+    let held = held.filter(|path| path.is_dir()).find_map(|path| Some((durable_state(&path)?, path)));
+    match held {
+        Some((state, path)) => Failure::DataDirectory(format!(
+            "data directory {}: it holds {state}, and durability none would leave it unused: the node would come back as one \
+             that has lost its disk. Start it with durability sync or async; to give the state up, move the directory away and \
+             name none",
             path.display()
-        ))),
+        )),
+        None => Failure::Config(format!(
+            "durability none keeps nothing, so it cannot use the data directory {}: leave out --data, or choose sync or async",
+            path.display()
+        )),
     }
 }
 
@@ -355,8 +374,8 @@ pub(crate) fn spare_descriptors(cluster: &Cluster, nodes: usize) -> Result<usize
     /// Rings, twice; event counters and sets.
     const OF_AN_EXECUTOR: usize = 16;
     /// A listener and the claim to its address; the segment that is written, the one before and the next, a checkpoint, the
-    /// directory; and connections that have not said hello.
-    const OF_A_SHARD: usize = 7 + ConnectionBounds::STRANGERS_MIN;
+    /// directory, the mark of the end; and connections that have not said hello.
+    const OF_A_SHARD: usize = 8 + ConnectionBounds::STRANGERS_MIN;
     let shards = nodes * usize::from(cluster.shards);
     let executors = shards.min(std::thread::available_parallelism().map_or(1, usize::from).max(cluster.shards.into()));
     let links = shards * (cluster.nodes.len() - 1);

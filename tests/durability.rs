@@ -210,31 +210,42 @@ fn a_directory_of_something_else_is_refused_by_name() {
     cluster.seeds.truncate(1);
     cluster.configure("name = \"kept\"\n");
 
-    let identity = own.join("identity.json");
-    let before = fs::read_to_string(&identity).unwrap();
-    let with_identity = |text: &str, named: &[&str]| {
-        fs::write(&identity, text).unwrap();
-        cluster.refuses(7, "1.1", 0, &[&[name.as_str()], named].concat());
+    let identities = ["identity.json", "identity.copy.json"].map(|name| own.join(name));
+    let before = identities.each_ref().map(|path| fs::read_to_string(path).unwrap());
+    let with_identity = |text: &str, code: i32, named: &[&str]| {
+        identities.iter().for_each(|path| fs::write(path, text).unwrap());
+        cluster.refuses(code, "1.1", 0, &[&[name.as_str()], named].concat());
     };
-    with_identity(&before.replace("\"format\": 1", "\"format\": 2"), &["format 2", "format 1", "newer build"]);
-    with_identity("no JSON", &["identity.json", "not as it was written"]);
-    fs::remove_file(&identity).unwrap();
-    cluster.refuses(7, "1.1", 0, &[&name, "is not empty", "no identity.json"]);
-    fs::write(&identity, before).unwrap();
+    let old = "{\n  \"format\": 1,\n  \"cluster\": \"kept\"\n}\n";
+    with_identity(old, 7, &["format 1;", "format 2", "older build"]);
+    with_identity("no JSON", 9, &["identity.json is not as it was written", "identity.copy.json is not"]);
+    let digit = before[0].rfind(|letter: char| letter.is_ascii_digit()).unwrap();
+    let mut flipped = before[0].clone().into_bytes();
+    flipped[digit] ^= 1;
+    with_identity(std::str::from_utf8(&flipped).unwrap(), 9, &["checksum does not fit"]);
+    identities.iter().for_each(|path| fs::remove_file(path).unwrap());
+    cluster.refuses(9, "1.1", 0, &[&name, "neither identity.json", "Nothing was changed"]);
+    identities.iter().zip(before).for_each(|(path, text)| fs::write(path, text).unwrap());
+    let foreign = Nodes::new(1, &[]);
+    fs::create_dir(foreign.data(0)).unwrap();
+    fs::write(foreign.data(0).join("notes.txt"), "mine").unwrap();
+    foreign.refuses(7, "1.1", 0, &["is not empty ('notes.txt' is there)", "no identity.json"]);
 
     let log = cluster.log(0);
     fs::rename(&log, own.join("away")).unwrap();
-    cluster.refuses(7, "1.1", 0, &["shard-0", "missing"]);
+    cluster.refuses(9, "1.1", 0, &["shard-0", "missing"]);
     fs::create_dir(&log).unwrap();
-    cluster.refuses(7, "1.1", 0, &["shard-0", "no segment"]);
-    fs::remove_dir(&log).unwrap();
+    cluster.refuses(9, "1.1", 0, &["shard-0/end", "missing"]);
+    fs::copy(own.join("away/end"), log.join("end")).unwrap();
+    cluster.refuses(9, "1.1", 0, &["shard-0", "no segment"]);
+    fs::remove_dir_all(&log).unwrap();
     fs::rename(own.join("away"), &log).unwrap();
     cluster.start(0);
     assert_eq!(client(&cluster.seeds, 1).get(b"key-7").unwrap().unwrap().0, b"value");
 }
 
 #[test]
-fn damage_before_the_end_stops_the_start_and_a_torn_end_does_not() {
+fn damage_stops_the_start_wherever_it_is_once_the_end_was_noted() {
     let cluster = used();
     let segment = cluster.log(0).join("segment-1");
     let (path, whole) = (segment.to_str().unwrap(), fs::read(&segment).unwrap());
@@ -245,14 +256,75 @@ fn damage_before_the_end_stops_the_start_and_a_torn_end_does_not() {
     fs::write(&segment, &whole[..8192]).unwrap();
     cluster.refuses(9, "1.1", 0, &[path, "was cut"]);
 
-    // The last group that is not all zeros.
+    // The last group that is not all zeros: after a clean stop it is known, however often a start was refused.
     let last = (0..whole.len() / 4096).rposition(|block| whole[block * 4096] != 0).unwrap() * 4096;
     let mut torn = whole.clone();
     torn[last + 100] ^= 1;
     fs::write(&segment, torn).unwrap();
+    let at = format!("offset {last}");
+    for _ in 0..2 {
+        cluster.refuses(9, "1.1", 0, &[path, &at, "by the file 'end' it had been written up to group"]);
+    }
+    // The newest segment is gone, and all that there is was made anew.
+    fs::write(&segment, vec![0; whole.len()]).unwrap();
+    cluster.refuses(9, "1.1", 0, &["shard-0", "the log ends here with group 0"]);
+    fs::write(&segment, whole).unwrap();
     let mut cluster = cluster;
     cluster.start(0);
     assert_eq!(client(&cluster.seeds, 1).get(b"key-0").unwrap().unwrap().0, b"value");
+}
+
+#[test]
+fn a_node_that_was_killed_has_noted_what_it_wrote_a_second_before() {
+    let mut cluster = Nodes::new(1, &[]);
+    cluster.start(0);
+    put_at_last(&mut client(&cluster.seeds, 1), b"key", b"value");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    cluster.kill(0);
+    let segment = cluster.log(0).join("segment-1");
+    let whole = fs::read(&segment).unwrap();
+    let last = (0..whole.len() / 4096).rposition(|block| whole[block * 4096] != 0).unwrap() * 4096;
+    let mut flipped = whole.clone();
+    flipped[last + 70] ^= 1;
+    fs::write(&segment, flipped).unwrap();
+    cluster.refuses(9, "1.1", 0, &[segment.to_str().unwrap(), "by the file 'end'"]);
+}
+
+#[test]
+fn a_directory_that_holds_state_is_not_left_unused() {
+    let mut cluster = used();
+    let config = cluster.config();
+    let server = ["server", "--id", "1.1", "--config", config.to_str().unwrap(), "--durability", "none", "--data"];
+    let said = |args: &[&str], data: &Path| {
+        let (code, said) = Process::start(args.iter().copied().chain([data.to_str().unwrap()])).ended();
+        (code.unwrap(), said)
+    };
+    let (code, text) = said(&server, &cluster.data(0));
+    assert_eq!(code, 7, "{text}");
+    for word in ["node 1.1 of the cluster 'kept'", "lost its disk", "sync or async", "move the directory away"] {
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
+    let (code, text) = said(&["local", "--durability", "none", "--data"], cluster.directory.path());
+    assert!(code == 7 && text.contains("node 1.1 of the cluster 'kept'"), "{text}");
+    let empty = tempfile::tempdir().unwrap();
+    let (code, text) = said(&server, empty.path());
+    assert!(code == 2 && text.contains("leave out --data"), "{text}");
+    // It is as it was, and may be used in another mode.
+    cluster.flags = vec!["--durability".to_owned(), "async".to_owned()];
+    cluster.start(0);
+    assert_eq!(client(&cluster.seeds, 1).get(b"key-3").unwrap().unwrap().0, b"value");
+}
+
+/// As if the machine had been started anew since: with the checksum that such a file would have.
+fn was_on_another_boot_of_the_machine(data: &Path) {
+    for file in ["boot.json", "boot.copy.json"].map(|name| data.join(name)) {
+        let text = fs::read_to_string(&file).unwrap();
+        let boot: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let text = text.replace(boot["kernel_boot"].as_str().unwrap(), "another");
+        let (fields, _) = text.split_once(",\n  \"checksum\"").unwrap();
+        let checksum = crc32c::crc32c(fields.as_bytes());
+        fs::write(file, format!("{fields},\n  \"checksum\": \"{checksum:08x}\"\n}}\n")).unwrap();
+    }
 }
 
 #[test]
@@ -264,9 +336,7 @@ fn a_machine_that_went_down_in_mode_async_costs_the_state_and_says_so() {
     let files = ["identity.json", "boot.json"].map(|name| cluster.data(0).join(name));
     let incarnation = |text: &str| text.lines().find(|line| line.contains("incarnation")).unwrap().to_owned();
     let before = incarnation(&fs::read_to_string(&files[0]).unwrap());
-    let boot: serde_json::Value = serde_json::from_slice(&fs::read(&files[1]).unwrap()).unwrap();
-    let elsewhere = fs::read_to_string(&files[1]).unwrap().replace(boot["kernel_boot"].as_str().unwrap(), "another");
-    fs::write(&files[1], elsewhere).unwrap();
+    was_on_another_boot_of_the_machine(&cluster.data(0));
 
     cluster.start(0);
     put_at_last(&mut client(&cluster.seeds, 1), b"other", b"value");
@@ -278,10 +348,9 @@ fn a_machine_that_went_down_in_mode_async_costs_the_state_and_says_so() {
     assert_ne!(incarnation(&fs::read_to_string(&files[0]).unwrap()), before);
 
     // Stopped well, it loses nothing.
-    let clean = fs::read_to_string(&files[1]).unwrap();
-    let boot: serde_json::Value = serde_json::from_str(&clean).unwrap();
+    let boot: serde_json::Value = serde_json::from_slice(&fs::read(&files[1]).unwrap()).unwrap();
     assert_eq!(boot["clean"], true);
-    fs::write(&files[1], clean.replace(boot["kernel_boot"].as_str().unwrap(), "a third")).unwrap();
+    was_on_another_boot_of_the_machine(&cluster.data(0));
     cluster.start(0);
     put_at_last(&mut client(&cluster.seeds, 1), b"third", b"value");
     assert_eq!(client(&cluster.seeds, 1).get(b"other").unwrap().unwrap().0, b"value");

@@ -3,18 +3,16 @@
 use std::path::Path;
 
 use super::{ConfigError, FieldError, parse, read};
-use crate::{protocol::IDLE_TICK_US, tuning::Tuning, wire::BODY_BYTES_MAX};
+use crate::{protocol::IDLE_TICK_US, tuning::Tuning, wire};
 
 /// An hour: no timer means longer.
 const TIMER_US_MAX: u64 = 3_600_000_000;
 /// No bound on memory means more than this.
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
 /// A batch is sent once it reaches its limit, so a frame holds up to one more command than that.
-const BATCH_BYTES_MAX: u64 = 8 << 20;
-const _: () = assert!(BATCH_BYTES_MAX as usize + crate::command::COMMAND_BYTES_MAX < BODY_BYTES_MAX);
-
-/// A promise holds everything that is uncommitted of one object, and is one element of one frame.
-const INFLIGHT_BYTES_MAX: u64 = BODY_BYTES_MAX as u64 / 2;
+const BATCH_BYTES_MAX: u64 = wire::BATCH_BYTES_MAX as u64;
+/// Uncommitted bytes of a stream, all of which the next owners may have to take over.
+const INFLIGHT_BYTES_MAX: u64 = 32 << 20;
 
 /// A knob, its value, and from what to what it may be.
 type Bounds = (&'static str, u64, u64, u64);

@@ -55,6 +55,11 @@ impl Micros {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct RecordId(pub u64);
 
+impl RecordId {
+    /// No record: what rests on it may leave at once.
+    pub const NONE: Self = Self(0);
+}
+
 /// A position in the log of one object, from 1; 0 is "nothing yet".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Slot(pub u64);

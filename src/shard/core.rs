@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     api::native::{self, ReplyRef},
-    command::{Command, Op, Status},
+    command::{Command, Status},
     failure::Failure,
     protocol::{IDLE_TICK_US, Membership, Micros, Outputs, Protocol, ReadMode, RecordId, ReplyTo, Request, Vote},
     topology::{NodeIndex, ShardId, ZoneIndex, shard_of, token_of},
@@ -432,7 +432,7 @@ impl<P: Protocol> Core<P> {
         shards: u16,
     ) {
         self.counters.requests += 1;
-        if command.op() == Op::Noop || command.client() == 0 {
+        if !command.is_request() {
             return self.refuse_request(client, command.id(), Status::BadRequest);
         }
         if self.stop_by.is_some() {

@@ -23,7 +23,7 @@ use crate::{
     failure::Failure,
     protocol::{Micros, Protocol},
     topology::{NodeIndex, ShardId},
-    wal::Wal,
+    wal::{EndKeeper, Wal},
 };
 
 /// How long the readers of a stopping shard have to find the end of their streams.
@@ -117,8 +117,8 @@ async fn run<P, F>(
 {
     let _guard = StopNodeOnPanic(Arc::clone(&node));
     let mut protocol = make(context(&node, shard));
-    let wal = match recover(&node, shard, &mut protocol).await {
-        Ok(Recovered::Log(wal)) => Some(wal),
+    let kept = match recover(&node, shard, &mut protocol).await {
+        Ok(Recovered::Log(wal, keeper)) => Some((wal, keeper)),
         Ok(Recovered::Nothing) => None,
         Ok(Recovered::Stopped) => return drop(tell.send(Ok(()))),
         Err(failure) => return drop(tell.send(Err(failure))),
@@ -127,17 +127,19 @@ async fn run<P, F>(
     let (acceptor, http) = match listening {
         Ok(listening) => listening,
         Err(failure) => {
-            close(&node, wal).await;
+            close(&node, kept).await;
             return drop(tell.send(Err(failure)));
         }
     };
-    let log: Box<dyn Log> = match &wal {
-        Some(wal) => Box::new(wal.clone()),
+    let log: Box<dyn Log> = match &kept {
+        Some((wal, _)) => Box::new(wal.clone()),
         None => Box::<Unlogged>::default(),
     };
     let this = Shard::new(Arc::clone(&node), shard, protocol, log, Some(Rc::clone(&poller)));
     this.be_asked();
-    if let Some(wal) = &wal {
+    let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), acceptor))];
+    if let Some((wal, keeper)) = &kept {
+        tasks.push(glommio::spawn_local(note_end(Arc::clone(&node), wal.clone(), Rc::clone(keeper))));
         wal.set_bell(poller.waker());
         let shard = Rc::downgrade(&this);
         wal.set_wake(move || {
@@ -146,7 +148,6 @@ async fn run<P, F>(
             }
         });
     }
-    let mut tasks = vec![glommio::spawn_local(sessions::accept(Rc::clone(&this), acceptor))];
     for peer in (0..node.index.0).map(NodeIndex) {
         tasks.push(glommio::spawn_local(sessions::dial(Rc::clone(&this), peer)));
     }
@@ -165,15 +166,25 @@ async fn run<P, F>(
     }
     Turns { shard: &this }.run().await;
     stop(&this, tasks).await;
-    close(&node, wal).await;
+    close(&node, kept).await;
 }
 
-/// Nothing more will be appended: waits until everything is on stable storage.
-async fn close(node: &Node, wal: Option<Wal>) {
-    if let Some(wal) = wal
-        && wal.close().await
-    {
-        node.log_closed();
+/// Follows the log of a shard, to know after a start how far it must go.
+async fn note_end(node: Arc<Node>, wal: Wal, keeper: Rc<EndKeeper>) {
+    let failure = keeper.follow(&wal).await;
+    node.fail(failure);
+}
+
+/// Nothing more will be appended: waits until everything is on stable storage, and so is where it ends.
+async fn close(node: &Node, kept: Option<(Wal, Rc<EndKeeper>)>) {
+    let Some((wal, keeper)) = kept else { return };
+    let log = wal.clone();
+    if !wal.close().await {
+        return;
+    }
+    match keeper.note(log.end(), true).await {
+        Ok(()) => node.log_closed(),
+        Err(failure) => node.fail(failure),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     failure::Failure,
     protocol::{Protocol, RecordId},
     topology::ShardId,
-    wal::{Device, Host, LogSpec, Piece, Recovery, Wal},
+    wal::{Device, EndKeeper, Host, LogSpec, Piece, Recovery, Wal},
 };
 
 /// After so much work others of the executor have a turn, and the reactor.
@@ -23,8 +23,8 @@ const PROGRESS: Duration = Duration::from_secs(1);
 
 /// How a recovery ended.
 pub(super) enum Recovered {
-    /// The log goes on.
-    Log(Wal),
+    /// The log goes on, and its end is noted.
+    Log(Wal, Rc<EndKeeper>),
     /// Nothing is kept.
     Nothing,
     /// The node was told to stop meanwhile.
@@ -63,8 +63,10 @@ pub(super) async fn recover<P: Protocol>(
     }
     told.at_the_end(&recovery);
     let fails = Arc::clone(node);
-    let wal = Wal::start(spec.clone(), device, recovery.finish()?, move |failure| fails.fail(failure)).await?;
-    Ok(Recovered::Log(wal))
+    let recovered = recovery.finish()?;
+    let keeper = EndKeeper::start(spec, recovered.end())?;
+    let wal = Wal::start(spec.clone(), device, recovered, move |failure| fails.fail(failure)).await?;
+    Ok(Recovered::Log(wal, Rc::new(keeper)))
 }
 
 fn restore<P: Protocol>(node: &Node, spec: &LogSpec, protocol: &mut P, piece: Piece) -> Result<(), Failure> {

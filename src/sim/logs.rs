@@ -24,7 +24,7 @@ use crate::{
     protocol::{Record, RecordId},
     topology::NodeIndex,
     tuning::{Durability, LogTuning},
-    wal::{Access, Device, LogName, LogSpec, Piece, Recovered, Recovery, Wal, make_zeros},
+    wal::{Access, Device, EndMark, LogName, LogSpec, Piece, Recovered, Recovery, Wal, make_zeros},
 };
 
 /// Bugs of a log that can be planted, which these runs have to find.
@@ -188,6 +188,8 @@ impl Run {
             access: Access::Direct,
             tuning,
             mutant: options.mutant,
+            mark: EndMark::default(),
+            ends_at_mark: false,
         };
         let usual_us = *random.pick(&[0, 100, 1000]);
         let mut run = Self {

@@ -14,9 +14,11 @@
 //! | `block`, `machine`, `tasks` | a block device, and what else a log runs on |
 //! | [`logs`] | logs as they are shipped, on block devices, without a cluster |
 //! | [`disk`] | a disk that keeps a log, and loses what was not synced |
+//! | `ledger` | a log with an oracle beside it that knows what is durable |
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
 //! | [`oracle`] | what must hold |
+//! | [`hostile`] | cores among which one peer sends what it likes |
 //! | [`shrink`] | a shorter schedule for a run that fails |
 //! | [`run`] | one run, from its seed to its verdict |
 //! | `trace` | frames, for people |
@@ -26,6 +28,8 @@ mod carry;
 mod clients;
 pub mod disk;
 pub mod faults;
+pub mod hostile;
+mod ledger;
 pub mod logs;
 mod machine;
 mod net;

@@ -56,6 +56,8 @@ pub enum Theme {
     Writers,
     /// Nodes lose their disks, one after the other and two at a time.
     Newcomers,
+    /// An owner is cut off, loses its objects to somebody who is slow to tell it, and comes back while it is asked to read.
+    OldOwners,
 }
 
 /// Kinds of faults that a run may have; each run has some of them.
@@ -134,7 +136,8 @@ impl Plan {
         let mut random = Random::new(seed, Purpose::Plan);
         let random = &mut random;
         let theme = match random.below(100) {
-            0..47 => Theme::Mixed,
+            0..41 => Theme::Mixed,
+            41..47 => Theme::OldOwners,
             47..67 => Theme::Crashes,
             67..78 => Theme::StealStorm,
             78..85 => Theme::CatchUp,
@@ -244,6 +247,19 @@ impl Plan {
                 self.faults = 0b11_0010_0101_0111;
                 self.disk_us = *random.pick(&[100, 1000]);
                 (self.hot_keys, self.think_us, self.clients) = (random.range(1, 2), 500, 4);
+            }
+            Theme::OldOwners => {
+                self.weather = Weather::Storm;
+                self.crashes = Crashes::None;
+                // Connections break, zones part, nodes part and are cut off.
+                self.faults = 0b0101_1000_0011;
+                (self.hot_keys, self.cold_keys, self.think_us) = (1, 0, 500);
+                (self.clients, self.operations, self.ids_ahead) = (6, 200, 500);
+                self.window_bytes = 1 << 22;
+                // Learners of a stream hear late, and in one piece, of what the others have decided.
+                (self.tuning.batch.learner_delay_us, self.tuning.batch.learner_bytes) = (20_000, 131_072);
+                (self.tuning.flow.requests_max, self.tuning.flow.client_requests_max) = (1000, 1000);
+                self.patience_us = self.tuning.timers.request_timeout_us;
             }
             Theme::Writers => {
                 if self.weather == Weather::Calm {
@@ -361,6 +377,8 @@ fn cluster(random: &mut Random, theme: Theme) -> Cluster {
     let sizes = match theme {
         Theme::Crashes => *random.pick(&shapes[..7]),
         Theme::StealStorm => *random.pick(&shapes[1..10]),
+        // Where one node beside an owner is a quorum.
+        Theme::OldOwners => *random.pick(&[&[3][..], &[3], &[1, 1, 1], &[1, 2]]),
         // Where a node can be lost and the others still hold a quorum of each phase, and a majority.
         Theme::Newcomers => *random.pick(&[&[3][..], &[3], &[5], &[2, 3], &[3, 3], &[1, 1, 1]]),
         _ => *random.pick(&shapes),
@@ -417,7 +435,7 @@ fn quorum(random: &mut Random, theme: Theme, sizes: &[u8]) -> QuorumSpec {
         Theme::Newcomers if sizes.len() > 1 && smallest > 1 => {
             QuorumSpec::Floor { node_failures: (smallest / 2) as u8, zone_failures: 0 }
         }
-        Theme::Newcomers => QuorumSpec::Majority,
+        Theme::Newcomers | Theme::OldOwners => QuorumSpec::Majority,
         _ => drawn,
     }
 }

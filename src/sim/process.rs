@@ -10,7 +10,9 @@ use std::{
 
 use super::{
     disk::{Disk, DiskLog, ReadError, Recovered},
+    ledger::LedgerLog,
     net::SimSocket,
+    oracle::{Ledger, SharedLedger},
     plan::Plan,
     witness::{Watch, Witness},
 };
@@ -59,6 +61,8 @@ pub(super) struct Dial {
 /// A shard of a process.
 pub(super) struct ShardState {
     pub(super) shard: Rc<Shard<Witness>>,
+    /// What is durable of it.
+    pub(super) ledger: SharedLedger,
     /// Its connections, by their place in the network.
     pub(super) sessions: BTreeMap<usize, Session>,
     /// Connections that are read no further for now.
@@ -129,14 +133,17 @@ impl Process {
         let mut shards = Vec::new();
         for (number, disk) in start.disks.iter().enumerate() {
             let id = ShardId(number as u16);
-            let core = recovered(start, id, now, &mut disk.borrow_mut())?;
+            let (core, ledger) = recovered(start, id, now, &mut disk.borrow_mut())?;
+            let ledger = Rc::new(RefCell::new(ledger));
+            start.watch.borrow_mut().observer.durability.began(index, id.0, Rc::clone(&ledger));
             let core = Witness::new(core, index, id.0, Rc::clone(start.watch));
-            let shard = Shard::new(Arc::clone(&node), id, core, Box::new(DiskLog(Rc::clone(disk))), None);
+            let log = LedgerLog { log: Box::new(DiskLog(Rc::clone(disk))), ledger: Rc::clone(&ledger) };
+            let shard = Shard::new(Arc::clone(&node), id, core, Box::new(log), None);
             shard.set_mail_waker(Waker::from(Arc::new(MailWaker(number, Arc::clone(&woken)))));
             let dial = |peer| Dial { backoff: shard.backoff(NodeIndex(peer as u8)), conn: None };
             let dials = (0..start.node).map(dial).collect();
             let (sessions, paused) = (BTreeMap::new(), Vec::new());
-            shards.push(ShardState { shard, sessions, paused, dials, turn_at: u64::MAX, stopped: false });
+            shards.push(ShardState { shard, ledger, sessions, paused, dials, turn_at: u64::MAX, stopped: false });
         }
         Ok(Self { node, boot: start.boot, shards, woken, clock: start.clock })
     }
@@ -167,8 +174,8 @@ fn connection(socket: SimSocket) -> Connection {
     Connection::new(Box::new(socket), "127.0.0.1:1".parse().expect("an address"))
 }
 
-/// A shard's core as its log has left it.
-fn recovered(start: &Start<'_>, shard: ShardId, now: Micros, disk: &mut Disk) -> Result<WPaxos, ReadError> {
+/// A shard's core as its log has left it, and the ledger that goes on from there.
+fn recovered(start: &Start<'_>, shard: ShardId, now: Micros, disk: &mut Disk) -> Result<(WPaxos, Ledger), ReadError> {
     let index = NodeIndex(start.node as u8);
     let config = Config::new(start.cluster, start.tuning, index, shard.0, start.incarnation);
     let mut config = config.expect("the quorums were checked");
@@ -188,7 +195,10 @@ fn recovered(start: &Start<'_>, shard: ShardId, now: Micros, disk: &mut Disk) ->
         for record in records {
             core.on_replay(now, &record).expect("what was logged is well-formed");
         }
+    }
+    let ledger = Ledger::new(core.clone(), now);
+    if start.state_boot > 1 {
         core.end_replay(now);
     }
-    Ok(core)
+    Ok((core, ledger))
 }

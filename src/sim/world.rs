@@ -388,11 +388,13 @@ impl World {
         let is_woken = state.shard.is_woken();
         let tap = state.shard.take_tap();
         let failure = process.node.take_failure();
+        let ledger = Rc::clone(&state.ledger);
         self.memory.sample(index, shard as u16, &sizes_of(state))?;
         for (to, bytes) in tap {
             self.trace_hash = self.trace_hash.rotate_left(5) ^ u64::from(crc32c::crc32c(&bytes)) ^ self.now;
             self.say(|| format!("{node}/{shard} -> {} {}", to.0, trace::describe(&bytes)));
             let frame = wire::parse(bytes).expect("shards send whole frames");
+            ledger.borrow().left(index, to, &frame)?;
             for (key, ballot) in promised_in(&frame) {
                 self.watch.borrow_mut().observer.told(index, &key, ballot)?;
             }

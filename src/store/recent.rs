@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::Executed;
-use crate::command::Status;
+use crate::command::{ID_MAX, ID_MIN, Status};
 
 /// How many slots of an object may be open at once: proposed, and not executed by its owner. Fewer in the simulator, whose
 /// histories are short.
@@ -67,6 +67,25 @@ pub enum Judgement {
 }
 
 impl Recent {
+    /// Whether executing the commands of the slots up to `applied`, which left the object at `version`, can have made it.
+    /// Execution goes on from whatever passes: it neither overflows nor makes what does not pass.
+    pub fn is_possible(&self, applied: u64, version: u64) -> bool {
+        let mut clients: SmallVec<[u64; 16]> = self.sessions.iter().map(|session| session.client).collect();
+        let mut slots: SmallVec<[u64; 16]> = self.sessions.iter().map(|session| session.slot).collect();
+        clients.sort_unstable();
+        slots.sort_unstable();
+        let rises = |row: &[u64]| row.windows(2).all(|pair| pair[0] < pair[1]);
+        let possible = |session: &Session| {
+            session.is_possible() && session.blind_below <= self.blind_below && session.version <= version
+        };
+        self.sessions.len() <= SESSIONS_MAX
+            && self.sessions.iter().all(possible)
+            && rises(&clients)
+            && rises(&slots)
+            && slots.first().is_none_or(|first| *first > 0)
+            && slots.last().is_none_or(|last| *last <= applied)
+    }
+
     /// What is known of a client's command.
     pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
         self.judge_at(self.place_of(client), id, retry)
@@ -141,6 +160,15 @@ impl Recent {
 }
 
 impl Session {
+    /// Whether its ids can be those of commands that were executed.
+    fn is_possible(&self) -> bool {
+        let ids_before = self.highest.saturating_sub(ID_MIN);
+        self.client != 0
+            && (ID_MIN..=ID_MAX).contains(&self.highest)
+            && (ids_before >= WINDOW || self.before >> ids_before == 0)
+            && (self.floor == 0 || self.floor < self.highest.saturating_sub(WINDOW))
+    }
+
     /// Moves the window up to a new highest id; what falls out of it is remembered one by one.
     fn rise_to(&mut self, id: u64) {
         let (step, before) = (id - self.highest, self.highest);
@@ -183,14 +211,15 @@ pub struct Older {
 }
 
 impl Older {
-    /// From how far below the highest id they are, rising, 0 for none; `None` if these are not such numbers.
+    /// From how far below the highest id they are, rising, 0 for none; `None` if [`Self::backs`] never gives such numbers.
     pub fn from_backs(highest: u64, backs: [u32; OLDER_MAX]) -> Option<Self> {
         let count = backs.iter().take_while(|back| **back != 0).count();
         let (some, none) = backs.split_at(count);
         let rise = some.windows(2).all(|pair| pair[0] < pair[1]) && none.iter().all(|back| *back == 0);
-        let exist = some.last().is_none_or(|back| u64::from(*back) < highest);
+        let exist = some.last().is_none_or(|back| u64::from(*back) <= highest.saturating_sub(ID_MIN));
+        let below_window = some.first().is_none_or(|back| u64::from(*back) > WINDOW);
         let low = backs.map(|back| if back == 0 { 0 } else { (highest as u32).wrapping_sub(back) });
-        (rise && exist).then_some(Self { low, count: count as u8 })
+        (rise && exist && below_window).then_some(Self { low, count: count as u8 })
     }
 
     /// How far below the highest id each is, rising; 0 for none.
@@ -345,11 +374,14 @@ mod tests {
         );
         recent.record(500 + far, 7, 101, DONE);
         assert_eq!(recent.judge(7, 101, true), Judgement::Unknown, "it is too far below to be remembered by itself");
-        for wrong in [[2, 1, 0], [0, 1, 0], [1, 1, 0], [1, 9, 0]] {
+        for wrong in [[82, 81, 0], [0, 81, 0], [81, 81, 0], [81, 100, 0], [64, 81, 0]] {
             let mut backs = [0; OLDER_MAX];
             backs[..3].copy_from_slice(&wrong);
-            assert_eq!(Older::from_backs(9, backs), None, "{wrong:?}");
+            assert_eq!(Older::from_backs(100, backs), None, "{wrong:?}");
         }
+        let mut backs = [0; OLDER_MAX];
+        backs[..2].copy_from_slice(&[65, 99]);
+        assert!(Older::from_backs(100, backs).is_some_and(|older| older.backs(100) == backs), "ids 35 and 1");
     }
 
     #[test]

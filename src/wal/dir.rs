@@ -3,12 +3,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `LOCK` | the process that uses the directory; locked as long as it lives |
-//! | `identity.json` | the node and the cluster that the state is of, and the incarnation drawn when it began |
-//! | `boot.json` | how often the node was started on it, whether it stopped well, and on which boot of the machine |
+//! | `identity.json`, `identity.copy.json` | the node and the cluster that the state is of, and its incarnation |
+//! | `boot.json`, `boot.copy.json` | how often the node was started on it, whether it stopped well, on which boot of the machine |
 //! | `shard-N/` | the log of a shard |
 //!
-//! Small files are written under another name, synced and renamed. Everything here blocks, and happens before the node
-//! starts or after it has stopped.
+//! Small files have checksums and two copies ([`copies`]). They are written under another name, synced and renamed. Before a
+//! start writes anything, all parts must fit together: a directory whose parts contradict each other is damaged. Everything
+//! here blocks, and happens before the node starts or after it has stopped.
 
 use std::{
     fs::{self, File},
@@ -21,8 +22,10 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Access, LogName, LogSpec,
-    file::{disk_failure, make_zeros, sync_directory, write_atomically},
+    Access, EndMark, LogName, LogSpec,
+    copies::{self, Found, Names},
+    end::END,
+    file::{disk_failure, make_zeros, sync_directory},
     format::FORMAT,
     host::HostFiles,
 };
@@ -33,12 +36,15 @@ use crate::{
 };
 
 const LOCK: &str = "LOCK";
-const IDENTITY: &str = "identity.json";
-const BOOT: &str = "boot.json";
+const IDENTITY: Names = ["identity.json", "identity.copy.json"];
+const BOOT: Names = ["boot.json", "boot.copy.json"];
 /// Is there while a first start has not got through: what else is there is of no use then.
 const BEGINNING: &str = "beginning.new";
 /// Another one each time that the machine starts.
 const KERNEL_BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// What can be done about damage.
+const ADVICE: &str = "Nothing was changed. Bring the directory back from a copy of exactly this state, or give this node an \
+                      empty one: it then comes back as one that has lost its disk (see docs/operations.md)";
 
 /// Whose state a directory holds. All of it must stay as it is for as long as the state does.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -59,20 +65,26 @@ pub(crate) struct Identity {
 }
 
 /// Numbers with 64 bits, which not every reader of JSON takes.
-mod hex {
+pub(super) mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(number: &u64, to: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::wal) fn serialize<S: Serializer>(number: &u64, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&format!("{number:016x}"))
     }
 
-    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<u64, D::Error> {
+    pub(in crate::wal) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<u64, D::Error> {
         u64::from_str_radix(&String::deserialize(from)?, 16).map_err(D::Error::custom)
     }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Boot {
+    format: u16,
+    /// That of the identity.
+    #[serde(with = "hex")]
+    incarnation: u64,
+    /// Rises with each write of the file.
+    write: u64,
     /// Starts on this state.
     boot: u32,
     /// Whether the last one ended with everything synced.
@@ -146,6 +158,10 @@ pub(crate) struct DataDir {
     boot: Boot,
     mode: Durability,
     access: Access,
+    /// How far the log of each shard goes at least.
+    marks: Vec<EndMark>,
+    /// Whether they end there: the last start stopped well.
+    end_at_marks: bool,
     /// Keeps others out until it is closed.
     _lock: File,
 }
@@ -154,13 +170,17 @@ impl DataDir {
     /// Takes a directory for a node, makes it if it is not there, and counts the start, durably.
     ///
     /// # Errors
-    /// If it is another's, in use, not complete, or cannot be written.
+    /// If it is another's, in use, not complete, damaged, or cannot be written.
     pub(crate) fn open(path: &Path, expected: Identity, mode: Durability, tuning: &LogTuning) -> Result<Self, Failure> {
         fs::create_dir_all(path).map_err(|error| refused(path, &format!("it cannot be made: {error}")))?;
         // The runtime needs paths that do not depend on where the process is.
         let path = fs::canonicalize(path).map_err(|error| refused(path, &format!("it cannot be found: {error}")))?;
-        check_ours(&path)?;
+        standing(&path)?;
         let lock = lock(&path)?;
+        if standing(&path)? == Standing::New {
+            begin(&path, &expected, mode, tuning)?;
+        }
+        let Contents { identity, boot, marks, repairs } = Contents::read(&path, &expected)?;
         let access = match mode {
             Durability::Sync => Access::of_directory(&path)?,
             Durability::Async | Durability::None => Access::Buffered,
@@ -171,21 +191,15 @@ impl DataDir {
                 "the file system takes no direct writes: the log goes through the page cache, each write synced"
             );
         }
-        let identity = match read_identity(&path)? {
-            Some(found) => {
-                if let Some(difference) = expected.difference(&found) {
-                    return Err(refused(&path, &difference));
-                }
-                let _ = fs::remove_file(path.join(BEGINNING));
-                found
+        for (name, problem) in repairs {
+            if IDENTITY.contains(&name) {
+                copies::repair(&path, name, &problem, &identity)?;
+            } else {
+                copies::repair(&path, name, &problem, &boot)?;
             }
-            None => {
-                begin(&path, &expected, mode, tuning)?;
-                expected.clone()
-            }
-        };
-        let boot = read_boot(&path)?;
-        let mut directory = Self { path, identity, boot, mode, access, _lock: lock };
+        }
+        let _ = fs::remove_file(path.join(BEGINNING));
+        let mut directory = Self { path, identity, boot, mode, access, marks, end_at_marks: false, _lock: lock };
         directory.start(expected, tuning)?;
         Ok(directory)
     }
@@ -207,7 +221,7 @@ impl DataDir {
         if lost || self.boot.wipe {
             self.wipe(fresh, tuning)?;
         }
-        self.check_shards()?;
+        self.end_at_marks = self.boot.clean;
         self.boot.boot += 1;
         (self.boot.clean, self.boot.durability, self.boot.kernel_boot) = (false, self.mode, kernel_boot);
         self.write_boot()
@@ -218,28 +232,16 @@ impl DataDir {
         self.boot.wipe = true;
         self.write_boot()?;
         make_shards(&self.path, &fresh, tuning)?;
-        write_json(&self.path.join(IDENTITY), &fresh)?;
+        copies::write(&self.path, IDENTITY, &fresh)?;
+        self.boot = Boot { incarnation: fresh.incarnation, boot: 0, clean: true, wipe: false, ..self.boot.clone() };
         self.identity = fresh;
-        self.boot = Boot { boot: 0, clean: true, wipe: false, ..self.boot.clone() };
+        self.marks = read_marks(&self.path, &self.identity)?;
         self.write_boot()
     }
 
-    fn check_shards(&self) -> Result<(), Failure> {
-        for shard in 0..self.identity.shards {
-            let directory = shard_directory(&self.path, shard);
-            if !directory.is_dir() {
-                return Err(refused(
-                    &directory,
-                    "the log of this shard is missing, though the node has run on this data directory before: bring it back, or \
-                     start with an empty data directory, as a node that has lost its disk",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn write_boot(&self) -> Result<(), Failure> {
-        write_json(&self.path.join(BOOT), &self.boot)
+    fn write_boot(&mut self) -> Result<(), Failure> {
+        self.boot.write += 1;
+        copies::write(&self.path, BOOT, &self.boot)
     }
 
     /// Everything is synced, and nothing more will be written.
@@ -280,7 +282,159 @@ impl DataDir {
             access: self.access,
             tuning: *tuning,
             mutant: None,
+            mark: self.marks[usize::from(shard)],
+            ends_at_mark: self.end_at_marks,
         }
+    }
+}
+
+/// What a directory holds, once all parts of it have been found to fit together.
+#[derive(Debug)]
+struct Contents {
+    identity: Identity,
+    boot: Boot,
+    marks: Vec<EndMark>,
+    /// Copies that have to be made anew, and why.
+    repairs: Vec<(&'static str, String)>,
+}
+
+impl Contents {
+    /// Reads everything but the logs, and changes nothing.
+    fn read(path: &Path, expected: &Identity) -> Result<Self, Failure> {
+        let identities = copies::read::<Identity>(path, IDENTITY)?;
+        let boots = copies::read::<Boot>(path, BOOT)?;
+        let is_wiping = newest(&boots).is_some_and(|boot| boot.wipe);
+        let identity = one_identity(path, &identities, is_wiping)?;
+        if let Some(difference) = expected.difference(identity) {
+            return Err(refused(path, &difference));
+        }
+        let boot = last_boot(path, &boots)?;
+        let mut contents =
+            Self { identity: identity.clone(), boot: boot.clone(), marks: Vec::new(), repairs: Vec::new() };
+        if is_wiping {
+            return Ok(contents);
+        }
+        contents.check(path)?;
+        let names = IDENTITY.into_iter().zip(identities.iter().map(Found::problem));
+        let boots = BOOT.into_iter().zip(boots.iter().map(|found| problem_of_boot(found, boot)));
+        contents.repairs = names.chain(boots).filter_map(|(name, problem)| Some((name, problem?))).collect();
+        Ok(contents)
+    }
+
+    /// The parts do not contradict each other.
+    fn check(&mut self, path: &Path) -> Result<(), Failure> {
+        let (own, boots) = (self.identity.incarnation, self.boot.incarnation);
+        if own != boots {
+            let [identity, boot] = [IDENTITY[0], BOOT[0]];
+            let problem = format!("{identity} is of incarnation {own:016x}, and {boot} of incarnation {boots:016x}");
+            return Err(damaged(path, &problem));
+        }
+        check_shards(path, &self.identity)?;
+        self.marks = read_marks(path, &self.identity)?;
+        for (shard, mark) in (0..).zip(&self.marks) {
+            if mark.boot > self.boot.boot {
+                let problem = format!(
+                    "the log of {} was written by start {} of this node, but by {} there were only {}: that file is of an older \
+                     copy, or the log is of another",
+                    shard_directory(path, shard).display(),
+                    mark.boot,
+                    BOOT[0],
+                    self.boot.boot
+                );
+                return Err(damaged(path, &problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn one_identity<'a>(path: &Path, found: &'a [Found<Identity>; 2], is_wiping: bool) -> Result<&'a Identity, Failure> {
+    let name = |of: &Identity| {
+        let Identity { node, cluster, incarnation, .. } = of;
+        format!("of node {node} of the cluster '{cluster}', incarnation {incarnation:016x}")
+    };
+    match (found[0].whole(), found[1].whole()) {
+        (Some(one), Some(other)) if one != other && !is_wiping => {
+            let [first, second] = IDENTITY;
+            Err(damaged(path, &format!("{first} is {}, and {second} is {}", name(one), name(other))))
+        }
+        (Some(one), _) | (None, Some(one)) => Ok(one),
+        (None, None) => Err(none_counts(path, IDENTITY, found)),
+    }
+}
+
+fn newest(found: &[Found<Boot>; 2]) -> Option<&Boot> {
+    found.iter().filter_map(Found::whole).max_by_key(|boot| boot.write)
+}
+
+fn last_boot<'a>(path: &Path, found: &'a [Found<Boot>; 2]) -> Result<&'a Boot, Failure> {
+    let last = newest(found).ok_or_else(|| none_counts(path, BOOT, found))?;
+    let [first, second] = BOOT;
+    for other in found.iter().filter_map(Found::whole) {
+        if other.incarnation != last.incarnation && !other.wipe {
+            let (one, other) = (last.incarnation, other.incarnation);
+            let problem = format!(
+                "{first} and {second} are of different incarnations, {one:016x} and {other:016x}: one is not its own"
+            );
+            return Err(damaged(path, &problem));
+        }
+        if other.write == last.write && other != last {
+            return Err(damaged(path, &format!("{first} and {second} differ, though one is a copy of the other")));
+        }
+    }
+    Ok(last)
+}
+
+/// Why a copy is to be made anew. One that is a write behind the other is not: the start or the stop was interrupted.
+fn problem_of_boot(found: &Found<Boot>, last: &Boot) -> Option<String> {
+    let older = found.whole().filter(|boot| boot.write + 1 < last.write);
+    older.map(|older| format!("is older (write {} of {})", older.write, last.write)).or_else(|| found.problem())
+}
+
+/// Why no copy of a file can be used.
+fn none_counts<T>(path: &Path, names: Names, found: &[Found<T>; 2]) -> Failure {
+    let formats =
+        found.iter().filter_map(|found| if let Found::OtherFormat(format) = found { Some(*format) } else { None });
+    if let Some(format) = formats.max() {
+        let build = if format > u64::from(FORMAT) { "newer" } else { "older" };
+        let why = format!(
+            "it has format {format}; this build of wpaxos reads format {FORMAT}: run the {build} build that wrote it, or start \
+             with an empty data directory, as a node that has lost its disk"
+        );
+        return refused(path, &why);
+    }
+    let [one, other] = found.each_ref().map(|found| found.problem().expect("it does not count"));
+    damaged(path, &format!("{} {one}, and {} {other}", names[0], names[1]))
+}
+
+fn check_shards(path: &Path, identity: &Identity) -> Result<(), Failure> {
+    let own = |name: &str| (0..identity.shards).any(|shard| format!("shard-{shard}") == name);
+    for entry in fs::read_dir(path).map_err(|error| disk_failure(path, "listing it", &error))? {
+        let entry = entry.map_err(|error| disk_failure(path, "listing it", &error))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("shard-") && !own(&name) {
+            let why = format!("'{name}' is there, though the node has {} shards: put it elsewhere", identity.shards);
+            return Err(refused(path, &why));
+        }
+    }
+    let missing = (0..identity.shards).find(|shard| !shard_directory(path, *shard).is_dir());
+    missing.map_or(Ok(()), |shard| {
+        let problem = format!("shard-{shard}, the log of this shard, is missing, though the node has run on it before");
+        Err(damaged(path, &problem))
+    })
+}
+
+fn read_marks(path: &Path, identity: &Identity) -> Result<Vec<EndMark>, Failure> {
+    let name = |shard| LogName { log: identity.log, shard };
+    (0..identity.shards).map(|shard| EndMark::read(&shard_directory(path, shard), name(shard))).collect()
+}
+
+/// The state that a directory holds, for people; `None` if it holds none.
+pub(crate) fn durable_state(path: &Path) -> Option<String> {
+    let found = copies::read::<Identity>(path, IDENTITY).ok()?;
+    match found.iter().find_map(Found::whole) {
+        Some(identity) => Some(format!("the state of node {} of the cluster '{}'", identity.node, identity.cluster)),
+        None => found.iter().any(|found| *found != Found::Missing).then(|| "the state of a node".to_owned()),
     }
 }
 
@@ -288,30 +442,55 @@ fn refused(path: &Path, why: &str) -> Failure {
     Failure::DataDirectory(format!("data directory {}: {why}", path.display()))
 }
 
+fn damaged(path: &Path, problem: &str) -> Failure {
+    Failure::Damaged(format!("data directory {} is damaged: {problem}. {ADVICE}", path.display()))
+}
+
 fn shard_directory(path: &Path, shard: u16) -> PathBuf {
     path.join(format!("shard-{shard}"))
 }
 
-/// A directory that has something in it and no identity is somebody else's.
-fn check_ours(path: &Path) -> Result<(), Failure> {
+/// What a directory is to a node, by the names in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// Nothing of a node's state is there, or a first start did not get through.
+    New,
+    /// A node has run on it.
+    Used,
+}
+
+/// Whether a node has run on a directory. One that has something else in it is somebody else's.
+fn standing(path: &Path) -> Result<Standing, Failure> {
     let unreadable = |error: io::Error| {
         refused(path, &format!("it cannot be listed: {error}: let this user read and write it, or name another one"))
     };
-    let mut foreign = None;
+    let (mut parts, mut foreign, mut beginning) = (None, None, false);
     for entry in fs::read_dir(path).map_err(unreadable)? {
-        match entry.map_err(unreadable)?.file_name().to_string_lossy().as_ref() {
-            IDENTITY | BEGINNING => return Ok(()),
+        let name = entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned();
+        match name.as_str() {
+            name if IDENTITY.contains(&name) => return Ok(Standing::Used),
+            BEGINNING => beginning = true,
             LOCK | "lost+found" => {}
-            name if name.ends_with(".new") => {}
-            name => foreign = Some(name.to_owned()),
+            part if BOOT.contains(&part) || part.starts_with("shard-") => parts = Some(name),
+            unfinished if unfinished.ends_with(".new") => {}
+            _ => foreign = Some(name),
         }
     }
-    let Some(name) = foreign else { return Ok(()) };
-    let why = format!(
-        "it is not empty ('{name}' is there) and has no {IDENTITY}, so it is no data directory of wpaxos: name an empty one, or \
-         bring that file back"
-    );
-    Err(refused(path, &why))
+    let [first, second] = IDENTITY;
+    match (beginning, parts, foreign) {
+        (true, ..) | (false, None, None) => Ok(Standing::New),
+        (false, Some(part), _) => Err(damaged(
+            path,
+            &format!("neither {first} nor {second} is there, though '{part}' is, and a node has run on it"),
+        )),
+        (false, None, Some(name)) => {
+            let why = format!(
+                "it is not empty ('{name}' is there) and has no {first}, so it is no data directory of wpaxos: name an empty \
+                 one, or bring that file back"
+            );
+            Err(refused(path, &why))
+        }
+    }
 }
 
 fn lock(path: &Path) -> Result<File, Failure> {
@@ -340,15 +519,67 @@ fn lock(path: &Path) -> Result<File, Failure> {
 
 /// The first start: an identity, once everything else is there.
 fn begin(path: &Path, identity: &Identity, mode: Durability, tuning: &LogTuning) -> Result<(), Failure> {
+    check_unused(path)?;
     let beginning = path.join(BEGINNING);
     File::create(&beginning).map_err(|error| disk_failure(&beginning, "making it", &error))?;
     sync_directory(path)?;
     make_shards(path, identity, tuning)?;
-    let boot = Boot { boot: 0, clean: true, durability: mode, kernel_boot: String::new(), wipe: false };
-    write_json(&path.join(BOOT), &boot)?;
-    write_json(&path.join(IDENTITY), identity)?;
+    let boot = Boot {
+        format: FORMAT,
+        incarnation: identity.incarnation,
+        write: 0,
+        boot: 0,
+        clean: true,
+        durability: mode,
+        kernel_boot: String::new(),
+        wipe: false,
+    };
+    copies::write(path, BOOT, &boot)?;
+    copies::write(path, IDENTITY, identity)?;
     fs::remove_file(&beginning).map_err(|error| disk_failure(&beginning, "removing it", &error))?;
     sync_directory(path)
+}
+
+/// A first start that did not get through has left nothing but empty logs.
+fn check_unused(path: &Path) -> Result<(), Failure> {
+    let used = |name: &str| {
+        let problem = format!("neither {} nor {} is there, though {name} has been used", IDENTITY[0], IDENTITY[1]);
+        damaged(path, &problem)
+    };
+    for (name, found) in BOOT.into_iter().zip(copies::read::<Boot>(path, BOOT)?) {
+        if found != Found::Missing && found.whole().is_none_or(|boot| boot.boot > 0) {
+            return Err(used(name));
+        }
+    }
+    let listed = |error: io::Error| disk_failure(path, "listing it", &error);
+    for shard in fs::read_dir(path).map_err(listed)? {
+        let shard = shard.map_err(listed)?;
+        if !shard.file_name().to_string_lossy().starts_with("shard-") || !shard.path().is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(shard.path()).map_err(listed)? {
+            let file = file.map_err(listed)?.path();
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_empty = || File::open(&file).and_then(|file| only_zeros(&file)).map_err(listed);
+            if name != END && !name.ends_with(".new") && !(name.starts_with("segment-") && is_empty()?) {
+                return Err(used(&file.display().to_string()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn only_zeros(mut file: &File) -> io::Result<bool> {
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = file.read(&mut piece)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        if piece[..read].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
 }
 
 /// Empty logs for all shards, in place of whatever is there: a segment each, so that one that is missing is noticed.
@@ -361,52 +592,9 @@ fn make_shards(path: &Path, identity: &Identity, tuning: &LogTuning) -> Result<(
         }
         fs::create_dir(&directory).map_err(failed)?;
         make_zeros(&HostFiles, &directory.join("segment-1"), tuning.segment_bytes as u64)?;
+        EndMark::create(&directory, LogName { log: identity.log, shard })?;
     }
     sync_directory(path)
-}
-
-fn read_identity(path: &Path) -> Result<Option<Identity>, Failure> {
-    let Some(found) = read_json(path, IDENTITY)? else { return Ok(None) };
-    let format = found.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    if format > u64::from(FORMAT) {
-        let why = format!(
-            "it has format {format}; this build of wpaxos reads format {FORMAT} and older: run the newer build that wrote it"
-        );
-        return Err(refused(path, &why));
-    }
-    let parsed = serde_json::from_value(found);
-    parsed.map(Some).map_err(|error| refused(path, &not_readable(IDENTITY, &error)))
-}
-
-fn read_boot(path: &Path) -> Result<Boot, Failure> {
-    let found = read_json(path, BOOT)?;
-    let found = found.ok_or_else(|| refused(path, &format!("{BOOT} is missing: bring it back from a copy")))?;
-    serde_json::from_value(found).map_err(|error| refused(path, &not_readable(BOOT, &error)))
-}
-
-fn read_json(path: &Path, name: &str) -> Result<Option<serde_json::Value>, Failure> {
-    match fs::read(path.join(name)) {
-        Ok(text) => {
-            let parsed = serde_json::from_slice(&text);
-            parsed.map(Some).map_err(|error| refused(path, &not_readable(name, &error)))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            Err(refused(path, &format!("{name} cannot be read: {error}: let this user read and write the directory")))
-        }
-    }
-}
-
-fn not_readable(name: &str, error: &serde_json::Error) -> String {
-    format!(
-        "{name} is not as it was written ({error}): bring it back from a copy, or start with an empty data directory"
-    )
-}
-
-fn write_json(path: &Path, contents: &impl Serialize) -> Result<(), Failure> {
-    let mut text = serde_json::to_vec_pretty(contents).expect("plain fields become JSON");
-    text.push(b'\n');
-    write_atomically(path, &text)
 }
 
 /// The standard library's hash keys come from the system's random source. Not 0.
@@ -417,114 +605,4 @@ fn random_number() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use super::*;
-
-    const TUNING: LogTuning = LogTuning {
-        segment_bytes: 65_536,
-        group_bytes_max: 4096,
-        sync_interval_us: 1000,
-        checkpoint_log_bytes: 65_536,
-        pending_bytes_max: 65_536,
-    };
-
-    fn identity() -> Identity {
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let cluster = Cluster::local("c", vec![vec![vec![address, address]; 2]]);
-        Identity::of(&cluster, NodeIndex(0), "any two")
-    }
-
-    fn open(path: &Path, mode: Durability) -> Result<DataDir, Failure> {
-        DataDir::open(path, identity(), mode, &TUNING)
-    }
-
-    #[test]
-    fn each_start_is_counted_and_the_incarnation_stays() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a/b");
-        let first = open(&path, Durability::Sync).unwrap();
-        let incarnation = first.incarnation();
-        assert_eq!(first.boot(), 1);
-        let Failure::DataDirectory(said) = open(&path, Durability::Sync).unwrap_err() else {
-            panic!("another failure")
-        };
-        assert!(said.contains(&format!("in use by process {}", std::process::id())), "{said}");
-        drop(first);
-        for boot in 2..5 {
-            let next = open(&path, Durability::Async).unwrap();
-            assert_eq!((next.boot(), next.incarnation()), (boot, incarnation));
-            assert_eq!(next.log_spec(1, &TUNING).directory, fs::canonicalize(path.join("shard-1")).unwrap());
-            if boot == 3 {
-                next.stopped_well().unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn a_first_start_that_did_not_get_through_begins_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let steps: [&dyn Fn(); 5] = [
-            &|| drop(File::create(path.join(BEGINNING)).unwrap()),
-            &|| fs::create_dir(path.join("shard-0")).unwrap(),
-            &|| fs::write(path.join("shard-0/segment-1.new"), "half").unwrap(),
-            &|| fs::write(path.join(BOOT), "{").unwrap(),
-            &|| fs::write(path.join("identity.new"), "{").unwrap(),
-        ];
-        for count in 0..=steps.len() {
-            steps[..count].iter().for_each(|step| step());
-            assert_eq!(open(path, Durability::Sync).unwrap().boot(), 1, "after {count} steps");
-            assert!(!path.join(BEGINNING).exists() && path.join("shard-1/segment-1").exists());
-            assert!(!path.join("shard-0/segment-1.new").exists());
-            for name in [IDENTITY, BOOT] {
-                fs::remove_file(path.join(name)).unwrap();
-            }
-            for shard in 0..2 {
-                fs::remove_dir_all(shard_directory(path, shard)).unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn a_state_that_is_being_given_up_goes_whatever_happens_on_the_way() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let before = open(path, Durability::Async).unwrap().incarnation();
-        fs::write(path.join("shard-0/segment-1"), vec![7; 65_536]).unwrap();
-        let mut boot = read_boot(path).unwrap();
-        boot.wipe = true;
-        write_json(&path.join(BOOT), &boot).unwrap();
-        fs::remove_dir_all(path.join("shard-1")).unwrap();
-        let after = open(path, Durability::Sync).unwrap();
-        assert_ne!(after.incarnation(), before);
-        assert_eq!(after.boot(), 1);
-        assert_eq!(fs::read(path.join("shard-0/segment-1")).unwrap(), vec![0; 65_536]);
-        assert!(path.join("shard-1/segment-1").exists());
-    }
-
-    #[test]
-    fn only_an_unclean_end_in_mode_async_on_another_boot_of_the_machine_loses_anything() {
-        for (mode, clean, elsewhere) in [
-            (Durability::Sync, false, true),
-            (Durability::Async, true, true),
-            (Durability::Async, false, false),
-            (Durability::Async, false, true),
-        ] {
-            let directory = tempfile::tempdir().unwrap();
-            let first = open(directory.path(), mode).unwrap();
-            let (before, mut boot) = (first.incarnation(), first.boot.clone());
-            drop(first);
-            boot.clean = clean;
-            if elsewhere {
-                boot.kernel_boot = "another".to_owned();
-            }
-            write_json(&directory.path().join(BOOT), &boot).unwrap();
-            let lost = mode == Durability::Async && !clean && elsewhere;
-            let again = open(directory.path(), Durability::Sync).unwrap();
-            assert_eq!(again.incarnation() != before, lost, "{mode} {clean} {elsewhere}");
-            assert_eq!(again.boot(), if lost { 1 } else { 2 });
-        }
-    }
-}
+mod tests;

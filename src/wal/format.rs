@@ -20,7 +20,7 @@ use crate::{
 /// Groups begin at multiples of this and are so many bytes long: what every device writes in one piece, or in several.
 pub(super) const BLOCK: usize = 4096;
 /// The number of this layout. What a data directory holds has the number that is in its identity.
-pub(super) const FORMAT: u16 = 1;
+pub(super) const FORMAT: u16 = 2;
 /// Bytes of a group's header.
 pub(super) const HEADER_BYTES: usize = size_of::<GroupHeader>();
 /// Bytes before each frame.
@@ -173,6 +173,33 @@ pub(super) fn is_whole(group: &[u8], head: &GroupHead) -> bool {
     header.checksum.get() == checksum(header, payload)
 }
 
+/// The checksum that a group carries.
+pub(super) fn group_checksum(group: &[u8]) -> u32 {
+    let (header, _) = GroupHeader::ref_from_prefix(group).expect("a group begins with its head");
+    header.checksum.get()
+}
+
+/// What a block says at its front, if no log of this name has written it: a segment begins with zeros, or with a group.
+pub(super) fn not_of(block: &[u8], name: LogName) -> Option<String> {
+    let (header, _) = GroupHeader::ref_from_prefix(block).ok()?;
+    if header.as_bytes().iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    if header.magic.get() != MAGIC {
+        return Some("it begins with what no log has written".to_owned());
+    }
+    if header.format.get() != FORMAT {
+        return Some(format!("its first group has format {}; this build reads {FORMAT}", header.format.get()));
+    }
+    let found = LogName { log: header.log.get(), shard: header.shard.get() };
+    (found != name).then(|| {
+        format!(
+            "its first group is of shard {} of log {:016x}; this is shard {} of log {:016x}",
+            found.shard, found.log, name.shard, name.log
+        )
+    })
+}
+
 /// The records of a whole group, as views of it; `None` if they do not fill it, which no writer does.
 pub(super) fn read_records(group: &Bytes, head: &GroupHead, records: &mut Vec<Record>) -> Option<()> {
     let end = HEADER_BYTES + head.payload_bytes as usize;
@@ -247,6 +274,10 @@ mod tests {
             let taken = read_head(&flipped, NAME).filter(fits).is_some_and(|head| is_whole(&flipped, &head));
             assert!(!taken, "bit {bit} was flipped");
         }
+        assert_eq!(not_of(&bytes, NAME), None);
+        assert_eq!(not_of(&[0; BLOCK], NAME), None);
+        assert!(not_of(&bytes, LogName { log: 8, ..NAME }).unwrap().contains("log 0000000000000007"));
+        assert!(not_of(&[7; BLOCK], NAME).unwrap().contains("no log has written"));
         assert_eq!(read_head(&bytes, LogName { log: 8, ..NAME }), None);
         assert_eq!(read_head(&bytes, LogName { shard: 4, ..NAME }), None);
         assert_eq!(read_head(&bytes[..10], NAME), None);

@@ -1,9 +1,10 @@
 //! The write-ahead log of a shard, and the data directory that it is in.
 //!
 //! ```text
-//! DIR/LOCK, identity.json, boot.json        whose directory it is; how often it was started (`dir`)
+//! DIR/LOCK, identity.json, boot.json        whose directory it is; how often it was started (`dir`); in two `copies`
 //! DIR/shard-0/segment-1, segment-2, …       groups of records (`format`), in files that are used again and again
 //! DIR/shard-0/checkpoint-…                  everything up to a record (`checkpoint`)
+//! DIR/shard-0/end                           how far the log has been written (`end`)
 //! ```
 //! **Writing.** The shard hands records in and goes on. One task writes ([`writer`]): what has come in is copied once into a
 //! buffer, a *group*, and written at once, by a thread that waits for the disk ([`disk`]); what comes meanwhile is the next
@@ -43,9 +44,11 @@ use crate::{
 };
 
 mod checkpoint;
+mod copies;
 pub(crate) mod device;
 mod dir;
 mod disk;
+mod end;
 mod file;
 mod format;
 mod host;
@@ -55,7 +58,8 @@ mod tests;
 mod writer;
 
 pub(crate) use device::Device;
-pub(crate) use dir::{DataDir, Identity};
+pub(crate) use dir::{DataDir, Identity, durable_state};
+pub(crate) use end::{EndKeeper, EndMark, LogEnd};
 pub(crate) use file::Access;
 #[cfg(feature = "sim")]
 pub(crate) use file::make_zeros;
@@ -83,6 +87,10 @@ pub(crate) struct LogSpec {
     pub(crate) tuning: LogTuning,
     /// A bug that is planted.
     pub(crate) mutant: Option<Mutant>,
+    /// How far the log goes at least.
+    pub(crate) mark: EndMark,
+    /// Whether it ends there: the node stopped well.
+    pub(crate) ends_at_mark: bool,
 }
 
 /// A log that is being written. Clones are the same log.
@@ -119,6 +127,8 @@ struct State {
     /// Bytes of records that were handed in and are not durable: the pending ones, and those of the group under way.
     pending_bytes: usize,
     durable: RecordId,
+    /// The group that `durable` is the last record of.
+    end: LogEnd,
     /// Segments that are written no more and hold what no checkpoint stands for, the oldest first.
     live: VecDeque<Segment>,
     /// Bytes of groups in the segment that is being written.
@@ -182,11 +192,13 @@ impl Wal {
         recovered: Recovered,
         fail: impl Fn(Failure) + 'static,
     ) -> Result<Self, Failure> {
-        let Recovered { last, sequence, live, free, next_file, checkpoint } = recovered;
+        let end = recovered.end();
+        let Recovered { last, sequence, live, free, next_file, checkpoint, .. } = recovered;
         let state = State {
             pending: VecDeque::new(),
             pending_bytes: 0,
             durable: last,
+            end,
             live: live.into(),
             current_bytes: 0,
             free,
@@ -258,6 +270,11 @@ impl Wal {
     /// Bytes of records that are not durable yet.
     pub(crate) fn pending_bytes(&self) -> usize {
         self.0.state.borrow().pending_bytes
+    }
+
+    /// The last group that is durable.
+    pub(crate) fn end(&self) -> LogEnd {
+        self.0.state.borrow().end
     }
 
     /// How many bytes of a checkpoint it takes now: 0 if it wants none, or is still writing what it was given.

@@ -2,7 +2,8 @@
 //!
 //! A group that is not whole, with nothing of the same log behind it, was being written when the process or the machine
 //! went down: nobody has been told of it, and it is cut. One write is under way at a time, so anything whole *behind* a
-//! group that is not is proof of damage, and so is a number that is missing.
+//! group that is not is proof of damage, and so is a number that is missing, or a log that ends before the group that its
+//! file `end` names ([`EndMark`]).
 //!
 //! Reading blocks the thread, a piece at a time: between two, the caller lets others have a turn.
 
@@ -18,6 +19,7 @@ use super::{
     LogSpec,
     checkpoint::{CheckpointFile, CheckpointReader},
     device::{File, Files, Open},
+    end::{END, EndMark, LogEnd},
     file::disk_failure,
     format::{self, BLOCK, GroupHead, LogName},
 };
@@ -58,6 +60,8 @@ pub(crate) struct Recovered {
     pub(super) last: RecordId,
     /// The last group's number.
     pub(super) sequence: u64,
+    /// The last group's checksum.
+    pub(super) checksum: u32,
     /// Segments with records that no checkpoint stands for, the oldest first. None is written to again.
     pub(super) live: Vec<Segment>,
     /// Segments to be used again.
@@ -67,11 +71,27 @@ pub(crate) struct Recovered {
     pub(super) checkpoint: Option<CheckpointFile>,
 }
 
+impl Recovered {
+    /// The last group, which everything that is written now follows.
+    pub(crate) fn end(&self) -> LogEnd {
+        LogEnd { sequence: self.sequence, checksum: self.checksum, record: self.last }
+    }
+}
+
 /// A log that is being read.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     files: Arc<dyn Files>,
     name: LogName,
+    directory: PathBuf,
+    /// The node's boot: every use of a segment is of an earlier one.
+    boot: u32,
+    /// How far the log goes at least.
+    mark: EndMark,
+    /// Whether it ends there.
+    ends_at_mark: bool,
+    /// Files that an earlier process left unfinished, and checkpoints that a newer one stands for.
+    superfluous: Vec<PathBuf>,
     restoring: Option<CheckpointReader>,
     /// Segments to be read, the last one first.
     waiting: Vec<Candidate>,
@@ -96,31 +116,27 @@ struct Candidate {
 }
 
 impl Recovery {
-    /// Looks at what there is, and removes what an earlier process left unfinished.
+    /// Looks at what there is, and changes nothing.
     ///
     /// # Errors
     /// If files are missing, damaged, or cannot be read.
     pub(crate) fn begin(spec: &LogSpec, files: Arc<dyn Files>) -> Result<Self, Failure> {
-        // An earlier process may have ended between a file's last name and the sync of its directory. What is built on that
-        // file from here on, and what is removed because of it, must not outlive its name.
-        let synced = files.sync_directory(&spec.directory);
-        synced.map_err(|error| disk_failure(&spec.directory, "syncing the directory", &error))?;
-        let (segments, checkpoints) = list(&*files, &spec.directory)?;
-        let checkpoint = checkpoints.last().cloned();
-        for older in checkpoints.iter().rev().skip(1) {
-            files.remove(&older.path).map_err(|error| disk_failure(&older.path, "removing it", &error))?;
-        }
+        let Listed { segments, mut checkpoints, unfinished: mut superfluous } = list(&*files, &spec.directory)?;
+        let checkpoint = checkpoints.pop();
+        superfluous.extend(checkpoints.into_iter().map(|older| older.path));
         if segments.is_empty() {
-            return Err(Failure::DataDirectory(format!(
-                "{}: no segment of the log is there, though this node has run on this data directory before: bring its files \
-                 back, or start with an empty data directory, as a node that has lost its disk",
-                spec.directory.display()
-            )));
+            let problem = "no segment of the log is there, though this node has run on this data directory before";
+            return Err(damaged(&spec.directory, 0, problem));
         }
         let position = checkpoint.as_ref().map_or(RecordId(0), |checkpoint| checkpoint.position);
         let restoring = checkpoint.as_ref().map(|file| CheckpointReader::open(&*files, file, spec.name));
         let mut recovery = Self {
             name: spec.name,
+            directory: spec.directory.clone(),
+            boot: spec.boot,
+            mark: spec.mark,
+            ends_at_mark: spec.ends_at_mark,
+            superfluous,
             restoring: restoring.transpose()?,
             files,
             waiting: Vec::new(),
@@ -133,6 +149,7 @@ impl Recovery {
             recovered: Recovered {
                 last: position,
                 sequence: 0,
+                checksum: 0,
                 live: Vec::new(),
                 free: Vec::new(),
                 next_file: segments.iter().map(|(number, ..)| number + 1).max().unwrap_or(1),
@@ -160,10 +177,19 @@ impl Recovery {
                 Some((head, _)) => whole.push(Candidate { path, bytes, head }),
                 None => match reader.whole_group_behind(0, self.name, |_| true)? {
                     Some((offset, head)) => self.broken.push((Candidate { path, bytes, head }, offset)),
-                    None => self.recovered.free.push(Segment { path, bytes, last: RecordId(0) }),
+                    None => {
+                        if let Some(problem) = reader.foreign(self.name)? {
+                            return Err(damaged(&path, 0, &problem));
+                        }
+                        self.recovered.free.push(Segment { path, bytes, last: RecordId(0) });
+                    }
                 },
             }
         }
+        whole
+            .iter()
+            .chain(self.broken.iter().map(|(broken, _)| broken))
+            .try_for_each(|found| self.check_boot(found))?;
         whole.sort_by_key(|candidate| candidate.head.use_number);
         // The last one that begins at or before what is needed, and all behind it.
         let first = whole.iter().rposition(|candidate| candidate.head.first <= self.needed);
@@ -187,6 +213,19 @@ impl Recovery {
         self.waiting = needed;
         self.waiting.reverse();
         Ok(())
+    }
+
+    /// No segment was written by this start, or by a later one.
+    fn check_boot(&self, found: &Candidate) -> Result<(), Failure> {
+        let (boot, before) = (found.head.use_number >> 32, self.boot.saturating_sub(1));
+        if boot <= u64::from(before) {
+            return Ok(());
+        }
+        let problem = format!(
+            "start {boot} of this node wrote it, but by boot.json there were only {before}: that file is of an older copy, or \
+             this one is of another"
+        );
+        Err(damaged(&found.path, 0, &problem))
     }
 
     /// The next piece, or `None` at the end.
@@ -215,7 +254,15 @@ impl Recovery {
             let (segment, reader) = self.reading.as_mut().expect("one is being read");
             match reader.group(self.name)? {
                 Some((head, group)) if head.sequence == self.recovered.sequence + 1 => {
+                    let end = self.mark.end;
+                    let checksum = format::group_checksum(&group);
+                    if head.sequence == end.sequence && (checksum, head.last()) != (end.checksum, end.record) {
+                        let at = reader.offset - group.len() as u64;
+                        let problem = format!("group {} is not the one that the file '{END}' names", head.sequence);
+                        return Err(damaged(&segment.path, at, &problem));
+                    }
                     let records = Self::take_group(&mut self.recovered, segment, reader, &head, &group, self.needed)?;
+                    self.recovered.checksum = checksum;
                     self.bytes_read += group.len() as u64;
                     if !records.is_empty() {
                         return Ok(Some(Piece::Records(records)));
@@ -267,17 +314,22 @@ impl Recovery {
         let at = reader.offset;
         let torn = reader.torn(self.name)?;
         let sequence = self.recovered.sequence;
+        if let Some(head) = &torn
+            && (head.sequence, head.first.0) != (sequence + 1, self.recovered.last.0 + 1)
+        {
+            return Err(damaged(&segment.path, at, "the group here has a head that does not follow the one before"));
+        }
         let use_number = reader.use_number;
         let behind = |head: &GroupHead| Some(head.use_number) == use_number && head.sequence > sequence;
         let behind = reader.whole_group_behind(at, self.name, behind)?;
         if let Some((offset, _)) = behind {
             return Err(damaged(&segment.path, at, &format!("no whole group is here, but one follows at {offset}")));
         }
-        if let Some(bytes) = torn {
+        if let Some(head) = torn {
             tracing::warn!(
                 file = %segment.path.display(),
                 offset = at,
-                bytes,
+                bytes = head.group_bytes(),
                 "the log's last write had not ended when this node went down: it is cut off, and nobody was told of it"
             );
         }
@@ -305,6 +357,32 @@ impl Recovery {
             );
             return Err(damaged(path, 0, &problem));
         }
+        self.check_mark()
+    }
+
+    /// The log goes as far as it was written when that was last noted.
+    fn check_mark(&self) -> Result<(), Failure> {
+        let (noted, last, record) = (self.mark.end, self.recovered.sequence, self.recovered.last.0);
+        let (path, at) = match self.recovered.live.last() {
+            Some(segment) => (segment.path.as_path(), self.ended_at),
+            None => (self.directory.as_path(), 0),
+        };
+        if last < noted.sequence {
+            let problem = format!(
+                "the log ends here with group {last} and record {record}, but by the file '{END}' it had been written up to group \
+                 {} and record {}: what follows was damaged, or its segment is missing",
+                noted.sequence, noted.record.0
+            );
+            return Err(damaged(path, at, &problem));
+        }
+        if self.ends_at_mark && last > noted.sequence {
+            let problem = format!(
+                "the log goes on to group {last} and record {record}, but the node had stopped well behind group {} and record {}, \
+                 by boot.json and the file '{END}': these are of an older copy, or this one is of another",
+                noted.sequence, noted.record.0
+            );
+            return Err(damaged(path, at, &problem));
+        }
         Ok(())
     }
 
@@ -323,11 +401,19 @@ impl Recovery {
         }
     }
 
-    /// The end was reached: what was read is made durable, for what is built on it must not outlive it.
+    /// The end was reached: what was read is made durable, for what is built on it must not outlive it, and what is
+    /// superfluous is removed.
     ///
     /// # Errors
     /// If it cannot be.
     pub(crate) fn finish(self) -> Result<Recovered, Failure> {
+        // An earlier process may have ended between a file's last name and the sync of its directory. What is built on that
+        // file from here on, and what is removed because of it, must not outlive its name.
+        let synced = self.files.sync_directory(&self.directory);
+        synced.map_err(|error| disk_failure(&self.directory, "syncing the directory", &error))?;
+        for path in &self.superfluous {
+            self.files.remove(path).map_err(|error| disk_failure(path, "removing it", &error))?;
+        }
         for segment in &self.recovered.live {
             let synced = self.files.open(&segment.path, Open::Read).and_then(|file| file.sync());
             synced.map_err(|error| disk_failure(&segment.path, "syncing it", &error))?;
@@ -336,27 +422,63 @@ impl Recovery {
     }
 }
 
-/// A shard's segments by number, and its checkpoints, the newest last. What was left unfinished is removed.
-#[allow(clippy::type_complexity, reason = "number, path and size, once")]
-fn list(files: &dyn Files, directory: &Path) -> Result<(Vec<(u32, PathBuf, u64)>, Vec<CheckpointFile>), Failure> {
+/// What is in a shard's directory.
+#[derive(Debug, Default)]
+struct Listed {
+    /// Number, path and size, by number.
+    segments: Vec<(u32, PathBuf, u64)>,
+    /// The newest last.
+    checkpoints: Vec<CheckpointFile>,
+    /// Files that had not got their names yet.
+    unfinished: Vec<PathBuf>,
+}
+
+fn list(files: &dyn Files, directory: &Path) -> Result<Listed, Failure> {
     let failed = |error: io::Error| disk_failure(directory, "listing it", &error);
-    let (mut segments, mut checkpoints) = (Vec::new(), Vec::new());
+    let mut listed = Listed::default();
     for (name, bytes) in files.list(directory).map_err(failed)? {
         let path = directory.join(&name);
-        if name.ends_with(".new") {
-            files.remove(&path).map_err(|error| disk_failure(&path, "removing it", &error))?;
-        } else if let Some(number) = name.strip_prefix("segment-").and_then(|number| number.parse().ok()) {
-            segments.push((number, path, bytes));
-        } else if let Some(position) = name.strip_prefix("checkpoint-").and_then(|number| number.parse().ok()) {
-            checkpoints.push(CheckpointFile { path, bytes, position: RecordId(position), holds_from: RecordId(0) });
-        } else {
-            let problem = format!("{}: no file of a log is called so: put it elsewhere", path.display());
-            return Err(Failure::DataDirectory(problem));
+        let (whole, unfinished) = name.strip_suffix(".new").map_or((name.as_str(), false), |name| (name, true));
+        match LogFileName::of(whole) {
+            Some(_) if unfinished => listed.unfinished.push(path),
+            Some(LogFileName::End) => {}
+            Some(LogFileName::Segment(number)) => listed.segments.push((number, path, bytes)),
+            Some(LogFileName::Checkpoint(position)) => {
+                listed.checkpoints.push(CheckpointFile { path, bytes, position, holds_from: RecordId(0) });
+            }
+            None => {
+                let problem = format!("{}: no file of a log is called so: put it elsewhere", path.display());
+                return Err(Failure::DataDirectory(problem));
+            }
         }
     }
-    segments.sort();
-    checkpoints.sort_by_key(|checkpoint| checkpoint.position);
-    Ok((segments, checkpoints))
+    listed.segments.sort();
+    listed.checkpoints.sort_by_key(|checkpoint| checkpoint.position);
+    Ok(listed)
+}
+
+/// The files of a log, by their names.
+enum LogFileName {
+    End,
+    Segment(u32),
+    Checkpoint(RecordId),
+}
+
+impl LogFileName {
+    fn of(name: &str) -> Option<Self> {
+        if name == END {
+            return Some(Self::End);
+        }
+        // Only as it would be written: no other name has the same meaning.
+        let number = name.strip_prefix("segment-").and_then(|number| number.parse::<u32>().ok());
+        if let Some(number) = number.filter(|number| *number < u32::MAX && format!("segment-{number}") == name) {
+            return Some(Self::Segment(number));
+        }
+        let position = name.strip_prefix("checkpoint-").and_then(|number| number.parse::<u64>().ok()).map(RecordId);
+        position
+            .filter(|position| CheckpointFile::path(Path::new(""), *position) == Path::new(name))
+            .map(Self::Checkpoint)
+    }
 }
 
 fn broken_first(path: &Path, follows: u64) -> Failure {
@@ -433,14 +555,20 @@ impl Reader {
         Ok(Some((head, self.take(head.group_bytes()))))
     }
 
-    /// How many bytes a write that had not ended was to have, if one had begun here.
-    fn torn(&mut self, name: LogName) -> Result<Option<u64>, Failure> {
+    /// The head of a group whose write had not ended, if one had begun here.
+    fn torn(&mut self, name: LogName) -> Result<Option<GroupHead>, Failure> {
         if !self.fill(BLOCK)? {
             return Ok(None);
         }
         let head = format::read_head(&self.buffer, name);
-        let head = head.filter(|head| Some(head.use_number) == self.use_number);
-        Ok(head.map(|head| head.group_bytes() as u64))
+        Ok(head.filter(|head| Some(head.use_number) == self.use_number))
+    }
+
+    /// What the file begins with, if no log of this name has written it.
+    fn foreign(&mut self, name: LogName) -> Result<Option<String>, Failure> {
+        self.buffer.clear();
+        self.offset = 0;
+        Ok(if self.fill(BLOCK)? { format::not_of(&self.buffer, name) } else { None })
     }
 
     /// The first whole group at or behind `offset` that `counts`.

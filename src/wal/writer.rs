@@ -7,8 +7,9 @@ use futures_lite::future;
 use super::{
     Shared,
     device::{File, Later, Open, blocking},
+    end::LogEnd,
     file::{disk_failure, make_zeros},
-    format::{GroupHead, group_bytes, payload_room, record_bytes, write_group},
+    format::{GroupHead, group_bytes, group_checksum, payload_room, record_bytes, write_group},
     recovery::Segment,
 };
 use crate::{failure::Failure, mutant::Mutant, protocol::RecordId, tuning::Durability};
@@ -146,6 +147,7 @@ impl Writer {
             shared.state.borrow_mut().durable = head.last();
             shared.wake_shard();
         }
+        let checksum = group_checksum(buffer.bytes());
         let written = shared.device.write(&current.file, buffer, current.offset).await;
         let doing = || format!("writing {bytes} bytes at {}", current.offset);
         written.map_err(|error| disk_failure(&current.segment.path, &doing(), &error))?;
@@ -160,6 +162,7 @@ impl Writer {
             state.current_bytes = current.offset;
             state.pending_bytes -= plan.payload_bytes;
             state.durable = head.last();
+            state.end = LogEnd { sequence: head.sequence, checksum, record: head.last() };
             if shared.spec.mode == Durability::Async {
                 state.note_unsynced(&current.file, &current.segment.path);
             }

@@ -8,7 +8,10 @@
 //! **Compatibility.** A frame of another [`WIRE_VERSION`] is refused: mixed versions cannot run together, and a log cannot be
 //! read by another version. 2 is the first that logs are written in.
 
+mod limits;
+
 use bytes::{Bytes, BytesMut};
+pub use limits::{BATCH_BYTES_MAX, ENTRIES_OPEN_MAX, SPLIT_BYTES, WITHDRAWN_MAX};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U32},
@@ -17,7 +20,7 @@ use zerocopy::{
 /// The first bytes of every frame, `WPAX` on the wire.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"WPAX");
 /// The version of the frame layout and of all bodies.
-pub const WIRE_VERSION: u8 = 3;
+pub const WIRE_VERSION: u8 = 4;
 /// The largest body that a receiver takes, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's header.
@@ -187,8 +190,13 @@ pub enum FrameError {
     #[error("a reserved field of the frame is not 0")]
     Reserved,
     /// Larger than a receiver takes.
-    #[error("the frame's body has {0} bytes; at most {BODY_BYTES_MAX} are taken")]
-    TooLarge(u32),
+    #[error("the frame's body has {bytes} bytes; at most {max} are taken of a {kind:?}", max = kind.body_bytes_max())]
+    TooLarge {
+        /// The frame's kind.
+        kind: Kind,
+        /// Bytes of body.
+        bytes: u32,
+    },
     /// Less or more than one frame.
     #[error("{0} bytes are not one whole frame")]
     Partial(usize),
@@ -242,11 +250,11 @@ pub fn begin(out: &mut BytesMut) -> usize {
 /// Ends the frame that [`begin`] began at `start`: everything after it is the body. Writes header and checksum.
 ///
 /// # Panics
-/// If the body is larger than [`BODY_BYTES_MAX`]; callers split before.
+/// If the body is larger than [`Kind::body_bytes_max`]; callers split before.
 pub fn finish(out: &mut BytesMut, start: usize, kind: Kind, shard: u16, config_version: u32) {
     let frame = &mut out[start..];
     let body_bytes = frame.len() - HEADER_BYTES;
-    assert!(body_bytes <= BODY_BYTES_MAX, "a body of {body_bytes} bytes was not split");
+    assert!(body_bytes <= kind.body_bytes_max(), "a {kind:?} body of {body_bytes} bytes was not split");
     let (header, body) = frame.split_at_mut(HEADER_BYTES);
     let mut fields = FrameHeader {
         magic: MAGIC.into(),
@@ -286,14 +294,12 @@ pub fn frame_bytes(received: &[u8]) -> Result<Option<usize>, FrameError> {
     if header.wire_version != WIRE_VERSION {
         return Err(FrameError::Version(header.wire_version));
     }
-    if Kind::from_wire(header.kind).is_none() {
-        return Err(FrameError::Kind(header.kind));
-    }
+    let Some(kind) = Kind::from_wire(header.kind) else { return Err(FrameError::Kind(header.kind)) };
     if header.reserved.get() != 0 {
         return Err(FrameError::Reserved);
     }
-    if header.body_bytes.get() as usize > BODY_BYTES_MAX {
-        return Err(FrameError::TooLarge(header.body_bytes.get()));
+    if header.body_bytes.get() as usize > kind.body_bytes_max() {
+        return Err(FrameError::TooLarge { kind, bytes: header.body_bytes.get() });
     }
     Ok(Some(HEADER_BYTES + header.body_bytes.get() as usize))
 }
@@ -401,7 +407,7 @@ mod tests {
     fn every_kind_reads_back_as_it_was_written() {
         for (number, kind) in KINDS.into_iter().enumerate() {
             assert_eq!(Kind::from_wire(kind as u8), Some(kind));
-            let body = vec![number as u8; number * 100];
+            let body = vec![number as u8; (number * 100).min(kind.body_bytes_max())];
             let bytes = frame(kind, 3, 7, &body);
             assert_eq!(frame_bytes(&bytes), Ok(Some(bytes.len())));
             let parsed = parse(bytes.clone()).unwrap();
@@ -428,7 +434,7 @@ mod tests {
     #[test]
     fn the_layout_stays() {
         let bytes = frame(Kind::Ack, 0x0102, 0x0304_0506, b"\xff");
-        assert_eq!(bytes[..20], *b"WPAX\x03\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
+        assert_eq!(bytes[..20], *b"WPAX\x04\x11\x02\x01\x01\0\0\0\x06\x05\x04\x03\0\0\0\0");
         assert_eq!(bytes[20..24], crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), b"\xff").to_le_bytes());
     }
 
@@ -440,8 +446,15 @@ mod tests {
         assert_eq!(frame_bytes(&with(&good, 5, &[0])), Err(FrameError::Kind(0)));
         assert_eq!(frame_bytes(&with(&good, 16, &[1])), Err(FrameError::Reserved));
         let huge = BODY_BYTES_MAX as u32 + 1;
-        assert_eq!(frame_bytes(&with(&good, 8, &huge.to_le_bytes())), Err(FrameError::TooLarge(huge)));
-        assert_eq!(frame_bytes(&with(&good, 8, &[0xff; 4])), Err(FrameError::TooLarge(u32::MAX)));
+        let too_large = |bytes| Err(FrameError::TooLarge { kind: Kind::Request, bytes });
+        assert_eq!(frame_bytes(&with(&good, 8, &huge.to_le_bytes())), too_large(huge));
+        assert_eq!(frame_bytes(&with(&good, 8, &[0xff; 4])), too_large(u32::MAX));
+        let (skip, over) = (frame(Kind::Skip, 0, 0, b"body"), Kind::Skip.body_bytes_max() as u32 + 1);
+        assert_eq!(
+            frame_bytes(&with(&skip, 8, &over.to_le_bytes())),
+            Err(FrameError::TooLarge { kind: Kind::Skip, bytes: over }),
+            "each kind has its own limit"
+        );
         for offset in [6, 12, 20, HEADER_BYTES] {
             let changed = with(&good, offset, &[good[offset] ^ 1]);
             assert!(matches!(view(&changed), Err(FrameError::Checksum { .. })), "byte {offset}");
@@ -489,7 +502,8 @@ mod tests {
             };
             if let Ok(length) = frame_bytes(header.as_bytes()) {
                 prop_assert_eq!(length, Some(HEADER_BYTES + body_bytes as usize));
-                prop_assert!(body_bytes as usize <= BODY_BYTES_MAX);
+                let kind = Kind::from_wire(header.kind).unwrap();
+                prop_assert!(body_bytes as usize <= kind.body_bytes_max());
             }
         }
 

@@ -2,6 +2,8 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::command::ID_MIN;
+
 /// Why the headers of a request name nobody.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("Cid: '{0}' is not a command's number: expected an integer from 0 to 9223372036854775807")]
@@ -11,7 +13,8 @@ pub struct IdentityError(pub String);
 /// executed once. `None` if either is missing or `Id` is empty, as Paxi's tools send it unless they are given an id: then
 /// each request is a command of its own.
 ///
-/// Clients of a replica are numbers: an `Id` is hashed to one. The ids of a client begin with 1, a `Cid` may be 0.
+/// Clients of a replica are numbers: an `Id` is hashed to one. The ids of a client begin with
+/// [`ID_MIN`](crate::command::ID_MIN), a `Cid` may be 0.
 ///
 /// # Errors
 /// If `Cid` is not a number.
@@ -22,7 +25,7 @@ pub fn identity(id: Option<&[u8]>, cid: Option<&[u8]>) -> Result<Option<(u64, u6
         return Err(IdentityError(String::from_utf8_lossy(cid).chars().take(40).collect()));
     };
     let client = id.filter(|id| !id.is_empty()).map(|id| xxh3_64(id).max(1));
-    Ok(client.map(|client| (client, number + 1)))
+    Ok(client.map(|client| (client, number + ID_MIN)))
 }
 
 #[cfg(test)]

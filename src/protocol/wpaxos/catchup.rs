@@ -87,7 +87,7 @@ impl WPaxos {
         let asked = |node: usize| owner.is_none_or(|owner| owner.index() == node);
         for (node, link) in self.links.iter_mut().enumerate() {
             if asked(node) {
-                link.put(Kind::StateRequest, &head, &[&known.key]);
+                link.put(Kind::StateRequest, RecordId::NONE, &head, &[&known.key]);
             }
         }
     }
@@ -111,7 +111,7 @@ impl WPaxos {
     fn send_state(&mut self, to: NodeIndex, object: ObjectIndex) {
         let known = &self.objects[object];
         self.counters.states_sent += 1;
-        self.links[to.index()].put_with(Kind::State, |buffer| put_state_entry(buffer, known));
+        self.links[to.index()].put_with(Kind::State, RecordId::NONE, |buffer| put_state_entry(buffer, known));
     }
 
     /// What this node installed in a phase 1: the claim that it has got so far in a stream may come to stand on it.
@@ -124,18 +124,20 @@ impl WPaxos {
     /// States of objects: installed where they are ahead. A node that leads an object of which somebody has executed more
     /// has been deposed without noticing.
     pub(super) fn on_states(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        self.log_received(from, frame);
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &StateEntryHead = reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let state = reader.state()?;
-            let promised = promise_from(&reader, head.promised_version, head.promised)?;
+            let applied = reader.number(head.applied)?;
+            let state = reader.state(head.state_bytes, applied)?;
+            let promised = promise_from(reader, head.promised_version, head.promised)?;
             if promised.version > frame.config_version {
                 return Err(reader.wrong("its promise belongs to a later configuration version"));
             }
-            let applied = reader.number(head.applied)?;
+            Ok((key, applied, promised, state))
+        })?;
+        self.log_received(from, frame);
+        for (key, applied, promised, state) in rows {
             let object = self.object_of(key);
             self.raise(now, object, promised);
             if self.config.has(Mutant::InstallLowersPromise) && self.objects[object].is_idle() {
@@ -172,7 +174,7 @@ impl WPaxos {
             let done = catch_up.cursor as usize >= self.objects.len();
             self.links[node].catch_up = (!done).then_some(catch_up);
             if done {
-                self.links[node].flush(self.logged, out);
+                self.links[node].flush(out);
                 let body = SkipBody { stream: self.stream.id, to_seq: catch_up.from_seq.into() };
                 self.links[node].send(Kind::CatchUpDone, body.as_bytes(), RecordId(0), out);
             }

@@ -8,6 +8,8 @@
 //! executed is not executed again, promises are at least what they were, and what was accepted is in the tail, though the
 //! replay may refuse it, which withdraws an entry at the worst.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 use zerocopy::IntoBytes;
 
@@ -18,12 +20,12 @@ use super::{
         promise_from, put_state,
     },
     object::{Source, TailEntry},
+    phase1::put_tail_part,
 };
 use crate::{
-    command::Command,
     protocol::{Micros, RecordId},
     topology::NodeIndex,
-    wire::{self, Frame, FrameError, Kind},
+    wire::{self, Frame, FrameError, Kind, SPLIT_BYTES},
 };
 
 /// What a restore knows between two frames.
@@ -31,6 +33,8 @@ use crate::{
 pub(super) struct Restore {
     /// Whose stream the next batches belong to, and the last number that it had taken.
     stream: Option<(NodeIndex, u64)>,
+    /// An object of which another part has to follow, and which.
+    partial: Option<(ObjectIndex, u32)>,
     /// Undecided entries that belong to no stream any more: to be finished when the replay has ended.
     open: Vec<(ObjectIndex, u64, Ballot)>,
 }
@@ -75,21 +79,33 @@ impl WPaxos {
         wire::frame(kind, self.config.shard, self.config.version, body)
     }
 
-    /// Objects from a place on, about so many bytes of them.
-    pub(super) fn put_objects(&self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
+    /// Objects from a place on, about so many bytes of them. One whose tail does not go into one frame is put into several at
+    /// once, as it is now: those behind the first are given next, whatever the object has become by then.
+    pub(super) fn put_objects(&mut self, cursor: u64, bytes: usize) -> (Bytes, Option<u64>) {
         let start = usize::try_from(cursor).expect("a place in memory");
+        let mut frames = std::mem::take(&mut self.unwritten);
         let mut place = start;
-        let mut buffer = BytesMut::new();
-        wire::begin(&mut buffer);
-        while place < self.objects.len() && (place == start || buffer.len() < bytes) {
-            let known = &self.objects[ObjectIndex(place as u32)];
-            place += 1;
-            if known.applied > 0 || known.promised != Ballot::ZERO {
-                self.put_object(&mut buffer, known);
+        if frames.is_empty() {
+            let (mut buffer, bytes) = (BytesMut::new(), bytes.min(SPLIT_BYTES));
+            wire::begin(&mut buffer);
+            while place < self.objects.len() && (place == start || buffer.len() < bytes) && frames.is_empty() {
+                let known = &self.objects[ObjectIndex(place as u32)];
+                place += 1;
+                if known.applied > 0 || known.promised != Ballot::ZERO {
+                    self.put_object(&mut buffer, known, &mut frames);
+                }
             }
+            frames.push_back(self.close_kept(&mut buffer));
         }
-        wire::finish(&mut buffer, 0, Kind::Kept, self.config.shard, self.config.version);
-        (buffer.freeze(), (place < self.objects.len()).then_some(place as u64))
+        let frame = frames.pop_front().expect("one was made, or was left");
+        self.unwritten = frames;
+        let goes_on = place < self.objects.len() || !self.unwritten.is_empty();
+        (frame, goes_on.then_some(place as u64))
+    }
+
+    fn close_kept(&self, buffer: &mut BytesMut) -> Bytes {
+        wire::finish(buffer, 0, Kind::Kept, self.config.shard, self.config.version);
+        buffer.split().freeze()
     }
 
     /// The checkpoint shows what this node has committed and executed, whether it has told anybody or not. The log says so
@@ -100,45 +116,63 @@ impl WPaxos {
         }
     }
 
-    fn put_object(&self, buffer: &mut BytesMut, known: &Object) {
-        let start = buffer.len();
-        let tail = if self.config.has(Mutant::CheckpointWithoutTails) { 0 } else { known.tail.len() };
+    /// Appends an object, in as many parts as its tail needs: each but the last one ends its frame.
+    fn put_object(&self, buffer: &mut BytesMut, known: &Object, full: &mut VecDeque<Bytes>) {
+        let length = if self.config.has(Mutant::CheckpointWithoutTails) { 0 } else { known.tail.len() };
         let forgets = self.config.has(Mutant::CheckpointForgetsPromises);
         let accepted = || known.tail.iter().map(|entry| entry.ballot).max().unwrap_or(Ballot::ZERO);
         let promised = if forgets { accepted() } else { known.promised };
-        let mut head = KeptHead {
-            promised: promised.number.into(),
-            promised_version: promised.version.into(),
-            applied: known.applied.into(),
-            state_bytes: 0.into(),
-            tail: (tail as u32).into(),
-            key_bytes: (known.key.len() as u16).into(),
+        let mut tail = known.tail.iter().take(length).peekable();
+        let (mut part, mut more) = (0u32, true);
+        while more {
+            let start = buffer.len();
+            let mut head = KeptHead {
+                promised: promised.number.into(),
+                promised_version: promised.version.into(),
+                applied: known.applied.into(),
+                state_bytes: 0.into(),
+                tail: 0.into(),
+                key_bytes: (known.key.len() as u16).into(),
+                more: 0,
+                reserved: 0,
+                part: part.into(),
+            };
+            buffer.extend_from_slice(head.as_bytes());
+            buffer.extend_from_slice(&known.key);
+            if part == 0 {
+                head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+            }
+            head.tail = put_tail_part(buffer, &mut tail, |buffer, entry| self.put_entry(buffer, entry));
+            more = tail.peek().is_some();
+            head.more = more.into();
+            buffer[start..start + size_of::<KeptHead>()].copy_from_slice(head.as_bytes());
+            if more {
+                full.push_back(self.close_kept(buffer));
+                wire::begin(buffer);
+            }
+            part += 1;
+        }
+    }
+
+    fn put_entry(&self, buffer: &mut BytesMut, entry: &TailEntry) {
+        let (owner, seq) = match entry.source {
+            Source::Own(seq) => (self.config.me.0, seq),
+            Source::Stream(node, seq) => (node.0, seq),
+            Source::Held(_) => (0, 0),
+        };
+        let command = self.source_command(&entry.source).bytes();
+        let head = KeptEntry {
+            slot: entry.slot.into(),
+            ballot: entry.ballot.number.into(),
+            ballot_version: entry.ballot.version.into(),
+            command_bytes: (command.len() as u32).into(),
+            seq: seq.into(),
+            owner,
+            decided: entry.decided.into(),
             reserved: [0; 6],
         };
         buffer.extend_from_slice(head.as_bytes());
-        buffer.extend_from_slice(&known.key);
-        head.state_bytes = (put_state(buffer, &known.state) as u32).into();
-        buffer[start..start + size_of::<KeptHead>()].copy_from_slice(head.as_bytes());
-        for entry in known.tail.iter().take(tail) {
-            let (owner, seq) = match entry.source {
-                Source::Own(seq) => (self.config.me.0, seq),
-                Source::Stream(node, seq) => (node.0, seq),
-                Source::Held(_) => (0, 0),
-            };
-            let command = self.source_command(&entry.source).bytes();
-            let head = KeptEntry {
-                slot: entry.slot.into(),
-                ballot: entry.ballot.number.into(),
-                ballot_version: entry.ballot.version.into(),
-                command_bytes: (command.len() as u32).into(),
-                seq: seq.into(),
-                owner,
-                decided: entry.decided.into(),
-                reserved: [0; 6],
-            };
-            buffer.extend_from_slice(head.as_bytes());
-            buffer.extend_from_slice(command);
-        }
+        buffer.extend_from_slice(command);
     }
 }
 
@@ -172,7 +206,9 @@ impl WPaxos {
         let refusals: &[Refusal] = reader.take_many(place.refusals.get() as usize)?;
         reader.zero(place.reserved)?;
         let owner = usize::from(place.owner);
-        if owner >= self.links.len() || place.watermark.get() > place.last_seq.get() || !reader.is_empty() {
+        let (last_seq, watermark) = (reader.number(place.last_seq)?, place.watermark.get());
+        let stands = watermark <= last_seq && place.behind_from.get() <= watermark;
+        if owner >= self.links.len() || !stands || !reader.is_empty() {
             return Err(reader.wrong("it is no place in a stream"));
         }
         let mut inbound = Inbound::of(place.stream);
@@ -196,17 +232,21 @@ impl WPaxos {
         let Some((owner, last_seq)) = self.restore.stream else {
             return Err(reader.wrong("it belongs to no stream"));
         };
+        let first = reader.number(head.first_seq)?;
+        let end = (first + entries).min(last_seq + 1);
+        if end <= self.inbound[owner.index()].last_seq + 1 {
+            // It has only told how far the watermark is, or is not of interest any more.
+            return Ok(());
+        }
         self.inbound[owner.index()].push_frame(&frame.bytes);
-        // A frame that turned out to be malformed when it came was taken up to there.
-        for seq in head.first_seq.get()..(head.first_seq.get() + entries).min(last_seq + 1) {
+        for seq in first..end {
             let entry: &EntryHead = reader.take()?;
             let offset = reader.offset();
-            let bytes = reader.bytes(entry.command_bytes.get() as usize)?;
-            let command = Command::parse(bytes).map_err(|_| reader.wrong("an entry holds no valid command"))?;
+            let command = reader.entry(entry.command_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, entry.ballot)?;
+            let slot = reader.slot(entry.slot)?;
             if seq == self.inbound[owner.index()].last_seq + 1 {
                 let object = self.object_of(command.key());
-                let slot = entry.slot.get();
                 self.inbound[owner.index()].push(object, slot, ballot, offset, command.bytes().len());
             }
         }
@@ -220,27 +260,41 @@ impl WPaxos {
             let head: KeptHead = *reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let state = reader.state()?;
-            let promised = promise_from(&reader, head.promised_version, head.promised)?;
             let applied = reader.number(head.applied)?;
+            let promised = promise_from(&reader, head.promised_version, head.promised)?;
+            let (part, more) = (head.part.get(), reader.flag(head.more)?);
+            let state = if part == 0 { Some(reader.state(head.state_bytes, applied)?) } else { None };
             let object = self.object_of(key);
-            let known = &mut self.objects[object];
-            (known.promised, known.applied, known.state) = (promised.max(known.promised), applied, state);
-            for _ in 0..head.tail.get() {
-                self.restore_entry(now, object, &mut reader)?;
+            if self.restore.partial.take() != (part > 0).then_some((object, part)) {
+                return Err(reader.wrong("the parts of an object's tail do not follow each other"));
             }
-            self.note_version(object);
+            self.restore.partial = more.then_some((object, part + 1));
+            let known = &mut self.objects[object];
+            if let Some(state) = state {
+                (known.promised, known.applied, known.state) = (promised.max(known.promised), applied, state);
+            }
+            for _ in 0..head.tail.get() {
+                self.restore_entry(now, object, key, &mut reader)?;
+            }
+            if part == 0 {
+                self.note_version(object);
+            }
         }
         Ok(())
     }
 
-    fn restore_entry(&mut self, now: Micros, object: ObjectIndex, reader: &mut Reader<'_>) -> Result<(), FrameError> {
+    fn restore_entry(
+        &mut self,
+        now: Micros,
+        object: ObjectIndex,
+        key: &[u8],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), FrameError> {
         let head: KeptEntry = *reader.take()?;
         reader.zero(head.reserved)?;
-        let bytes = reader.bytes(head.command_bytes.get() as usize)?;
-        Command::parse(bytes).map_err(|_| reader.wrong("a tail entry holds no valid command"))?;
+        let bytes = reader.entry_of(key, head.command_bytes)?.bytes();
         let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
-        let (slot, decided) = (reader.number(head.slot)?, head.decided == 1);
+        let (slot, decided) = (reader.slot(head.slot)?, reader.flag(head.decided)?);
         let owner = NodeIndex(head.owner);
         let streams = self.inbound.get(owner.index());
         let in_stream = streams.is_some_and(|inbound| inbound.has(head.seq.get(), object, slot, ballot));

@@ -22,9 +22,9 @@ use crate::{
 const ORPHANS_PER_CHECK: usize = 1024;
 /// How many streams of one owner are remembered when they have ended, the last ones. Who is behind in one of these is shown
 /// all objects, and so learns what it missed in older ones too.
-const ENDED_MAX: usize = 8;
+pub(super) const ENDED_MAX: usize = 8;
 /// How many objects, and how many bytes of their states, are listed at a time.
-const LIST_OBJECTS: usize = 512;
+pub(super) const LIST_OBJECTS: usize = 512;
 const LIST_BYTES: usize = 1 << 20;
 /// The end of a list.
 const END: u32 = u32::MAX;
@@ -119,7 +119,7 @@ impl Converge {
 }
 
 /// Streams of one owner in the order in which they were.
-fn age(stream: StreamId) -> (u32, u32, u64) {
+pub(super) fn age(stream: StreamId) -> (u32, u32, u64) {
     (stream.version.get(), stream.boot.get(), stream.incarnation.get())
 }
 
@@ -211,7 +211,7 @@ impl WPaxos {
                 Some(owner) => {
                     asked = Some(object);
                     let head = key_ballot_head(known.promised, &known.key);
-                    self.links[owner.index()].put(Kind::Handover, &head, &[&known.key]);
+                    self.links[owner.index()].put(Kind::Handover, RecordId::NONE, &head, &[&known.key]);
                     // It may have executed the slot long ago.
                     self.ask_state(now, object);
                 }
@@ -330,17 +330,23 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: &CompareHead = reader.take()?;
         reader.zero(head.reserved)?;
-        let mut rows = Vec::new();
-        while !reader.is_empty() {
+        let rows = reader.clone().rows(|reader| {
             let reached: &Reached = reader.take()?;
             reader.zero(reached.reserved)?;
             reader.number(reached.up_to)?;
             if usize::from(reached.owner) >= self.links.len() {
                 return Err(reader.wrong("it names a stream of nobody"));
             }
-            rows.push(*reached);
-        }
-        Ok((*head, rows))
+            if reached.stream.version.get() > frame.config_version {
+                return Err(reader.wrong("it names a stream of a later configuration version"));
+            }
+            Ok(*reached)
+        })?;
+        reader.at_most(rows.len(), (ENDED_MAX + 1) * self.links.len())?;
+        // A stream of this node that it has not begun: the sender believes it of somebody else.
+        let (me, newest) = (self.config.me, age(self.stream.id));
+        let exists = |reached: &Reached| NodeIndex(reached.owner) != me || age(reached.stream) <= newest;
+        Ok((*head, rows.into_iter().filter(exists).collect()))
     }
 
     /// A survey that has ended, in this node's own log: whom it learned from may be gone when it comes back, and others may
@@ -399,7 +405,7 @@ impl WPaxos {
         let Some(survey) = self.converge.survey.as_mut().filter(|survey| survey.due) else { return };
         survey.due = false;
         let (from, cursor) = (survey.from, survey.cursor);
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         let body = ListRequestBody { cursor: cursor.into() };
         self.links[from.index()].send(Kind::ListRequest, body.as_bytes(), RecordId(0), out);
     }
@@ -428,8 +434,8 @@ impl WPaxos {
             }
         }
         let next = if next >= self.objects.len() { END } else { next as u32 };
-        let head = ListHead { asked: body.cursor, next: next.into() };
-        self.links[from.index()].flush(self.logged, out);
+        let head = ListHead { asked: body.cursor, next: next.into(), more: 0, reserved: [0; 3] };
+        self.links[from.index()].flush(out);
         self.links[from.index()].send(Kind::List, &[head.as_bytes(), &rows].concat(), RecordId(0), out);
         Ok(())
     }
@@ -440,27 +446,34 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: &ListHead = reader.take()?;
         let asked = head.asked.get();
+        reader.zero(head.reserved)?;
+        if reader.flag(head.more)? {
+            return Err(reader.wrong("a list has one frame for each page"));
+        }
+        let rows = reader.clone().rows(|reader| {
+            let row: &ListRow = reader.take()?;
+            reader.zero(row.reserved)?;
+            Ok((reader.key(row.key_bytes)?, reader.number(row.applied)?))
+        })?;
+        reader.at_most(rows.len(), LIST_OBJECTS)?;
         let Some(survey) = &mut self.converge.survey else { return Ok(()) };
         if survey.from != from || survey.due || survey.cursor != asked {
             return Ok(());
         }
         (survey.cursor, survey.due, survey.heard_at) = (head.next.get(), true, now);
-        while !reader.is_empty() {
-            let row: &ListRow = reader.take()?;
-            reader.zero(row.reserved)?;
-            let key = reader.key(row.key_bytes)?;
+        for (key, applied) in rows {
             let mine = self.objects.find(key).map_or(0, |object| self.objects[object].applied);
-            if mine < reader.number(row.applied)? {
+            if mine < applied {
                 let head = StateEntryHead {
                     applied: mine.into(),
                     promised: 0.into(),
                     promised_version: 0.into(),
                     state_bytes: 0.into(),
-                    key_bytes: row.key_bytes,
+                    key_bytes: (key.len() as u16).into(),
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;
-                self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
+                self.links[from.index()].put(Kind::StateRequest, RecordId::NONE, &head, &[key]);
             }
         }
         if asked == END {

@@ -6,9 +6,9 @@ use super::{
     requests::{Answer, Origin, Stage, is_round_read},
 };
 use crate::{
-    command::{Command, Status},
+    command::{Status, VALUE_BYTES_MAX},
     mutant::Mutant,
-    protocol::{Micros, Outputs, ReadMode},
+    protocol::{Micros, Outputs, ReadMode, RecordId},
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, FrameError, Kind},
 };
@@ -31,7 +31,7 @@ impl WPaxos {
             read: waiting.read as u8,
             reserved: 0.into(),
         };
-        link.put(Kind::Forward, &head, &[&waiting.command]);
+        link.put(Kind::Forward, RecordId::NONE, &head, &[&waiting.command]);
         self.counters.forwarded += 1;
     }
 
@@ -44,16 +44,21 @@ impl WPaxos {
         frame: &Frame,
         out: &mut Outputs,
     ) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
-            let head: &ForwardHead = reader.take()?;
+        let zones = self.config.zones;
+        let rows = Reader::new(frame).rows(|reader| {
+            let head: ForwardHead = *reader.take()?;
             reader.zero(head.reserved)?;
             let read = ReadMode::from_wire(head.read).ok_or_else(|| reader.wrong("it has an unknown read mode"))?;
-            let bytes = reader.bytes(head.command_bytes.get() as usize)?;
-            let command = Command::parse(bytes).map_err(|_| reader.wrong("it holds no valid command"))?;
-            if head.zone as usize >= self.config.zones {
+            let command = reader.entry(head.command_bytes)?;
+            if !command.is_request() {
+                return Err(reader.wrong("it holds a command that no client may ask for"));
+            }
+            if head.zone as usize >= zones {
                 return Err(reader.wrong("it comes from an unknown zone"));
             }
+            Ok((head, read, command))
+        })?;
+        for (head, read, command) in rows {
             let object = self.object_of(command.key());
             let connection = self.links[from.index()].connection();
             let origin = Origin::Node { node: from, connection, id: head.id.get() };
@@ -87,7 +92,7 @@ impl WPaxos {
             redirect: 1,
             reserved: 0.into(),
         };
-        self.links[to.index()].put(Kind::ForwardReply, &head, &[]);
+        self.links[to.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[]);
         self.counters.redirected += 1;
     }
 
@@ -99,15 +104,18 @@ impl WPaxos {
         frame: &Frame,
         out: &mut Outputs,
     ) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &ForwardReplyHead = reader.take()?;
             reader.zero(head.reserved)?;
             let value = reader.bytes(head.value_bytes.get() as usize)?;
-            let status = Status::from_wire(head.status).ok_or_else(|| reader.wrong("it has an unknown status"))?;
-            if head.redirect > 1 {
-                return Err(reader.wrong("it neither answers nor redirects"));
+            if value.len() > VALUE_BYTES_MAX {
+                return Err(reader.wrong("its value is too long"));
             }
+            let status = Status::from_wire(head.status).ok_or_else(|| reader.wrong("it has an unknown status"))?;
+            reader.flag(head.redirect)?;
+            Ok((head, value, status))
+        })?;
+        for (head, value, status) in rows {
             let mut key = RequestKey::from_wire(head.id.get());
             if self.config.has(Mutant::ForwardReplyByPlace) {
                 key = self.requests.successor(key);

@@ -10,15 +10,17 @@ use crate::{
     protocol::{Micros, Outputs, RecordId, Send},
     topology::NodeIndex,
     tuning::Timers,
-    wire::{self, Kind},
+    wire::{self, Kind, SPLIT_BYTES},
 };
 
 /// A frame to one peer that is being filled, or waits for the end of the turn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Filling {
     buffer: BytesMut,
-    /// Full frames of this kind.
-    full: Vec<Bytes>,
+    /// The last record that an element in the buffer rests on.
+    rests_on: RecordId,
+    /// Full frames of this kind, and the last record that each rests on.
+    full: Vec<(Bytes, RecordId)>,
 }
 
 /// Kinds that are gathered per peer, element by element.
@@ -32,9 +34,6 @@ const GATHERED: [Kind; 8] = [
     Kind::StateRequest,
     Kind::State,
 ];
-
-/// A frame is closed when its body has this many bytes.
-const SPLIT_BYTES: usize = 256 << 10;
 
 /// How far a receiver that missed frames has been brought up to date by state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -247,10 +246,10 @@ impl Link {
         if self.up { self.heard_at.min(self.echoed_at) } else { self.down_since.min(self.heard_at) }
     }
 
-    /// Appends an element to the frame of its kind; it leaves at the end of the turn. Nothing is kept for a link that is
-    /// down: whoever needs an answer asks again.
-    pub(super) fn put(&mut self, kind: Kind, head: &(impl IntoBytes + Immutable), parts: &[&[u8]]) {
-        self.put_with(kind, |buffer| {
+    /// Appends an element to the frame of its kind; it leaves at the end of the turn, but not before the record that it
+    /// `rests_on` is durable. Nothing is kept for a link that is down: whoever needs an answer asks again.
+    pub(super) fn put(&mut self, kind: Kind, rests_on: RecordId, head: &(impl IntoBytes + Immutable), parts: &[&[u8]]) {
+        self.put_with(kind, rests_on, |buffer| {
             buffer.extend_from_slice(head.as_bytes());
             for part in parts {
                 buffer.extend_from_slice(part);
@@ -259,7 +258,7 @@ impl Link {
     }
 
     /// Appends an element that `write` encodes.
-    pub(super) fn put_with(&mut self, kind: Kind, write: impl FnOnce(&mut BytesMut)) {
+    pub(super) fn put_with(&mut self, kind: Kind, rests_on: RecordId, write: impl FnOnce(&mut BytesMut)) {
         if !self.up {
             return;
         }
@@ -269,14 +268,15 @@ impl Link {
             wire::begin(&mut filling.buffer);
         }
         write(&mut filling.buffer);
+        filling.rests_on = filling.rests_on.max(rests_on);
         self.dirty = true;
         if filling.buffer.len() >= SPLIT_BYTES {
             filling.close(kind, self.shard, self.version);
         }
     }
 
-    /// Sends what was gathered. What promises, or counts on one's own promise, waits for the log.
-    pub(super) fn flush(&mut self, logged: RecordId, out: &mut Outputs) {
+    /// Sends what was gathered: each frame after the last record that something in it rests on.
+    pub(super) fn flush(&mut self, out: &mut Outputs) {
         if !self.dirty {
             return;
         }
@@ -285,11 +285,7 @@ impl Link {
             if !filling.buffer.is_empty() {
                 filling.close(kind, self.shard, self.version);
             }
-            let after = match kind {
-                Kind::Promise | Kind::Prepare => logged,
-                _ => RecordId(0),
-            };
-            out.sends.extend(filling.full.drain(..).map(|frame| Send { to: self.peer, frame, after }));
+            out.sends.extend(filling.full.drain(..).map(|(frame, after)| Send { to: self.peer, frame, after }));
         }
     }
 
@@ -304,6 +300,6 @@ impl Filling {
     fn close(&mut self, kind: Kind, shard: u16, version: u32) {
         let mut buffer = std::mem::take(&mut self.buffer);
         wire::finish(&mut buffer, 0, kind, shard, version);
-        self.full.push(buffer.freeze());
+        self.full.push((buffer.freeze(), std::mem::take(&mut self.rests_on)));
     }
 }

@@ -69,7 +69,7 @@ impl WPaxos {
         let zone = self.config.zone_of[from.index()];
         if zone != self.config.my_zone() && self.config.wan.is_none() {
             for (to, rtt) in row.iter().enumerate().filter(|(_, rtt)| rtt.get() > 0) {
-                self.distances.set(zone, ZoneIndex(to as u8), rtt.get());
+                self.distances.set(zone, ZoneIndex(to as u8), rtt.get().min(u32::MAX / 8));
             }
         }
         Ok(())

@@ -4,22 +4,22 @@
 //! Others are gone through one after the other, page by page: keys, what is executed, and tails. States are asked for only
 //! where they are ahead of what is here. A restart, or a connection that ends, begins that member anew; what has come is kept.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use zerocopy::IntoBytes;
 
 use super::{
     Mutant, ObjectIndex, WPaxos,
     message::{ListHead, ListRequestBody, MergeRow, Reader, StateEntryHead},
-    object::{Source, TailEntry},
-    phase1::{put_tail, read_tail_entry},
+    object::{Object, Source, TailEntry},
+    phase1::{put_tail, put_tail_part, read_tail},
 };
 use crate::{
     protocol::{Micros, Outputs, RecordId},
     topology::{NodeIndex, NodeSet},
-    wire::{Frame, FrameError, Kind},
+    wire::{Frame, FrameError, Kind, SPLIT_BYTES},
 };
 
-/// How many objects a page lists, and bytes of what goes with it, its tails included.
+/// How many objects a page lists, and about how many bytes go with it, its tails included. A page may take several frames.
 const PAGE_OBJECTS: usize = 512;
 const PAGE_BYTES: usize = 1 << 20;
 /// The end of a list.
@@ -80,12 +80,12 @@ impl WPaxos {
         let Some(page) = self.versions.merge.page.as_mut().filter(|page| page.due) else { return };
         page.due = false;
         let (from, cursor) = (page.from, page.cursor);
-        self.links[from.index()].flush(self.logged, out);
+        self.links[from.index()].flush(out);
         let body = ListRequestBody { cursor: cursor.into() };
         self.links[from.index()].send(Kind::MergeRequest, body.as_bytes(), RecordId(0), out);
     }
 
-    /// Lists objects for a learner. Whoever has no vote says nothing.
+    /// Lists objects for a learner, in as many frames as their tails need. Whoever has no vote says nothing.
     pub(super) fn on_merge_request(
         &mut self,
         from: NodeIndex,
@@ -98,34 +98,55 @@ impl WPaxos {
             return Ok(());
         }
         let start = body.cursor.get() as usize;
-        let mut next = start;
-        let mut states = 0;
-        let mut rows = bytes::BytesMut::new();
-        while next < self.objects.len() && next < start + PAGE_OBJECTS && states + rows.len() < PAGE_BYTES {
+        let (mut next, mut bytes) = (start, 0);
+        let mut rows = BytesMut::new();
+        self.links[from.index()].flush(out);
+        while next < self.objects.len() && next < start + PAGE_OBJECTS && bytes < PAGE_BYTES {
             let known = &self.objects[ObjectIndex(next as u32)];
             next += 1;
             if known.applied == 0 && known.tail.is_empty() {
                 continue;
             }
-            states += known.state.value.as_ref().map_or(0, |value| value.len());
-            let row = MergeRow {
-                applied: known.applied.into(),
-                tail: (known.tail.len() as u32).into(),
-                key_bytes: (known.key.len() as u16).into(),
-                reserved: 0.into(),
-            };
-            rows.extend_from_slice(row.as_bytes());
-            rows.extend_from_slice(&known.key);
-            known.tail.iter().for_each(|entry| {
-                put_tail(&mut rows, entry, super::command_of(&self.stream, &self.inbound, &entry.source).bytes());
-            });
+            bytes += known.state.value.as_ref().map_or(0, |value| value.len());
+            let mut tail = known.tail.iter().peekable();
+            let mut more = true;
+            while more {
+                let before = rows.len();
+                self.put_row(&mut rows, known, &mut tail);
+                more = tail.peek().is_some();
+                bytes += rows.len() - before;
+                if rows.len() >= SPLIT_BYTES {
+                    let head = ListHead { asked: body.cursor, next: body.cursor, more: 1, reserved: [0; 3] };
+                    self.send_page(from, head, &rows.split(), out);
+                }
+            }
         }
         let next = if next >= self.objects.len() { END } else { next as u32 };
-        let head = ListHead { asked: body.cursor, next: next.into() };
-        self.links[from.index()].flush(self.logged, out);
-        // Behind the record of this version: see `Link::send`.
-        self.links[from.index()].send(Kind::Merge, &[head.as_bytes(), &rows].concat(), self.logged, out);
+        let head = ListHead { asked: body.cursor, next: next.into(), more: 0, reserved: [0; 3] };
+        self.send_page(from, head, &rows, out);
         Ok(())
+    }
+
+    /// Appends an object with so much of its tail as goes into one row.
+    fn put_row<'a>(&self, rows: &mut BytesMut, known: &Object, tail: &mut impl Iterator<Item = &'a TailEntry>) {
+        let start = rows.len();
+        let mut row = MergeRow {
+            applied: known.applied.into(),
+            tail: 0.into(),
+            key_bytes: (known.key.len() as u16).into(),
+            reserved: 0.into(),
+        };
+        rows.extend_from_slice(row.as_bytes());
+        rows.extend_from_slice(&known.key);
+        row.tail = put_tail_part(rows, tail, |rows, entry| {
+            put_tail(rows, entry, super::command_of(&self.stream, &self.inbound, &entry.source).bytes());
+        });
+        rows[start..start + size_of::<MergeRow>()].copy_from_slice(row.as_bytes());
+    }
+
+    /// Sends a page or a part of one, behind the record of this version: see `Link::send`.
+    fn send_page(&self, to: NodeIndex, head: ListHead, rows: &[u8], out: &mut Outputs) {
+        self.links[to.index()].send(Kind::Merge, &[head.as_bytes(), rows].concat(), self.logged, out);
     }
 
     /// A page: takes over its tails, and asks for the states that are ahead.
@@ -139,13 +160,19 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: ListHead = *reader.take()?;
         let asked = head.asked.get();
-        let Some(page) = &mut self.versions.merge.page else { return Ok(()) };
+        let Some(page) = &self.versions.merge.page else { return Ok(()) };
         if page.from != from || page.due || page.cursor != asked {
             return Ok(());
         }
-        (page.cursor, page.due, page.heard_at) = (head.next.get(), true, now);
         self.take_rows(now, from, frame)?;
-        if asked == END {
+        let is_whole = head.more == 0;
+        if let Some(page) = &mut self.versions.merge.page {
+            page.heard_at = now;
+            if is_whole {
+                (page.cursor, page.due) = (head.next.get(), true);
+            }
+        }
+        if is_whole && asked == END {
             let merge = &mut self.versions.merge;
             (merge.page, _) = (None, merge.done.insert(from));
             if self.has_merged() {
@@ -170,17 +197,23 @@ impl WPaxos {
 
     /// Takes the rows of a page, as they came or from the log.
     pub(super) fn take_rows(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        self.log_received(from, frame);
         let mut reader = Reader::new(frame);
-        let _: &ListHead = reader.take()?;
-        while !reader.is_empty() {
+        let head: &ListHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        reader.flag(head.more)?;
+        let rows = reader.clone().rows(|reader| {
             let row: &MergeRow = reader.take()?;
             reader.zero(row.reserved)?;
             let key = reader.key(row.key_bytes)?;
             let applied = reader.number(row.applied)?;
+            Ok((key, applied, read_tail(reader, frame, key, row.tail.get())?))
+        })?;
+        reader.at_most(rows.len(), PAGE_OBJECTS)?;
+        self.log_received(from, frame);
+        let mut asked = None;
+        for (key, applied, tail) in rows {
             let object = self.object_of(key);
-            for _ in 0..row.tail.get() {
-                let (slot, reported) = read_tail_entry(&mut reader, frame)?;
+            for (slot, reported) in tail {
                 if self.config.has(Mutant::MergeWithoutTails) {
                     continue;
                 }
@@ -191,17 +224,18 @@ impl WPaxos {
             }
             self.executable.push(object);
             let mine = self.objects[object].applied;
-            if applied > mine {
+            // Another part of the same object follows the first one.
+            if applied > mine && asked.replace(object) != Some(object) {
                 let head = StateEntryHead {
                     applied: mine.into(),
                     promised: 0.into(),
                     promised_version: 0.into(),
                     state_bytes: 0.into(),
-                    key_bytes: row.key_bytes,
+                    key_bytes: (key.len() as u16).into(),
                     reserved: 0.into(),
                 };
                 self.counters.states_asked += 1;
-                self.links[from.index()].put(Kind::StateRequest, &head, &[key]);
+                self.links[from.index()].put(Kind::StateRequest, RecordId::NONE, &head, &[key]);
             }
         }
         Ok(())

@@ -24,16 +24,13 @@ use zerocopy::{
 
 use super::Ballot;
 use crate::{
-    command::{KEY_BYTES_MAX, Status},
-    store::{OLDER_MAX, ObjectState, Older, Recent, SESSIONS_MAX, Session, Value},
+    command::{Command, KEY_BYTES_MAX, Status, VALUE_BYTES_MAX},
+    store::{OLDER_MAX, ObjectState, Older, Recent, Session, Value},
     topology::NodeId,
     wire::{Frame, FrameError, HEADER_BYTES},
 };
 
-/// Slots and other numbers that come from a peer are below.
-pub const NUMBER_MAX: u64 = 1 << 60;
-/// Rounds that come from a peer are below, so that there is always a next one.
-pub const ROUND_MAX: u64 = 1 << 47;
+pub use super::bounds::{NUMBER_MAX, ROUND_MAX};
 
 macro_rules! layout {
     ($(#[$doc:meta])* $name:ident, $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
@@ -184,8 +181,12 @@ layout! {
         tail: U32,
         /// Bytes of key.
         key_bytes: U16,
+        /// 1 if the tail goes on in the next part, a row of its own.
+        more: u8,
         /// Must be 0.
-        reserved: [u8; 6],
+        reserved: u8,
+        /// Which part of the promise, from 0; the state is in the first. A promise counts once all its parts have come.
+        part: U32,
     }
 }
 
@@ -318,12 +319,16 @@ layout! {
 }
 
 layout! {
-    /// Heads a List.
-    ListHead, 8 {
+    /// Heads a List or a Merge.
+    ListHead, 12 {
         /// The place that was asked for.
         asked: U32,
         /// The place to ask for next; all ones at the end.
         next: U32,
+        /// 1 if the page goes on in the next frame.
+        more: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
     }
 }
 
@@ -459,7 +464,7 @@ layout! {
 }
 
 layout! {
-    /// An object in a Merge; key and tail follow.
+    /// An object in a Merge, or one more part of its tail; key and tail follow.
     MergeRow, 16 {
         /// What is executed.
         applied: U64,
@@ -507,8 +512,12 @@ layout! {
         tail: U32,
         /// Bytes of key.
         key_bytes: U16,
+        /// 1 if the tail goes on in the next part, a row of its own.
+        more: u8,
         /// Must be 0.
-        reserved: [u8; 6],
+        reserved: u8,
+        /// Which part of the object, from 0; the state is in the first.
+        part: U32,
     }
 }
 
@@ -608,7 +617,56 @@ impl<'a> Reader<'a> {
         self.bytes(bytes)
     }
 
-    /// A slot, version or stream number: far below where counting on would overflow.
+    /// A row of elements, all of it, before anything of it is taken.
+    pub fn rows<T>(mut self, mut take: impl FnMut(&mut Self) -> Result<T, FrameError>) -> Result<Vec<T>, FrameError> {
+        let mut rows = Vec::new();
+        while !self.is_empty() {
+            rows.push(take(&mut self)?);
+        }
+        Ok(rows)
+    }
+
+    /// A command of so many bytes that a slot may hold: its encoding.
+    pub fn entry(&mut self, bytes: U32) -> Result<Command<'a>, FrameError> {
+        let bytes = self.bytes(bytes.get() as usize)?;
+        let command = Command::parse(bytes).map_err(|_| self.wrong("it holds no valid command"))?;
+        if !command.is_entry() {
+            return Err(self.wrong("a command has no client, or an id that no command has"));
+        }
+        Ok(command)
+    }
+
+    /// The same of an object.
+    pub fn entry_of(&mut self, key: &[u8], bytes: U32) -> Result<Command<'a>, FrameError> {
+        let command = self.entry(bytes)?;
+        if command.key() != key {
+            return Err(self.wrong("a tail holds a command of another object"));
+        }
+        Ok(command)
+    }
+
+    /// A flag: 0 or 1.
+    pub fn flag(&self, flag: u8) -> Result<bool, FrameError> {
+        match flag {
+            0 | 1 => Ok(flag == 1),
+            _ => Err(self.wrong("a flag is neither 0 nor 1")),
+        }
+    }
+
+    /// A slot of an entry.
+    pub fn slot(&self, slot: U64) -> Result<u64, FrameError> {
+        match self.number(slot)? {
+            0 => Err(self.wrong("an entry has no slot")),
+            slot => Ok(slot),
+        }
+    }
+
+    /// Checks a count against its bound.
+    pub fn at_most(&self, count: usize, bound: usize) -> Result<(), FrameError> {
+        if count > bound { Err(self.wrong("it has more rows than its kind may have")) } else { Ok(()) }
+    }
+
+    /// A slot or stream number: far below where counting on would overflow.
     pub fn number(&self, number: U64) -> Result<u64, FrameError> {
         match number.get() {
             number if number < NUMBER_MAX => Ok(number),
@@ -624,19 +682,27 @@ impl<'a> Reader<'a> {
         Err(self.wrong("a reserved field is not 0"))
     }
 
-    /// An object's state.
-    pub fn state(&mut self) -> Result<ObjectState, FrameError> {
+    /// The state of so many bytes that executing the slots up to `applied` has made.
+    pub fn state(&mut self, bytes: U32, applied: u64) -> Result<ObjectState, FrameError> {
+        let before = self.rest.len();
         let head: &StateHead = self.take()?;
         let value = self.bytes(head.value_bytes.get() as usize)?;
         let sessions: &[SessionBody] = self.take_many(head.sessions.get() as usize)?;
         self.zero(head.reserved)?;
-        if head.has_value > 1 || sessions.len() > SESSIONS_MAX {
-            return Err(self.wrong("a state is out of range"));
+        let has_value = self.flag(head.has_value)?;
+        if before - self.rest.len() != bytes.get() as usize {
+            return Err(self.wrong("a state has not the length that its row says"));
+        }
+        if value.len() > VALUE_BYTES_MAX || (!has_value && !value.is_empty()) {
+            return Err(self.wrong("a state's value is too long, or none"));
         }
         let sessions = sessions.iter().map(|body| self.session(body)).collect::<Result<_, _>>()?;
         let recent = Recent { sessions, blind_below: head.blind_below.get() };
-        let value = (head.has_value == 1).then(|| Value::from_slice(value));
-        Ok(ObjectState { value, version: self.number(head.version)?, recent })
+        let version = head.version.get();
+        if version > applied || !recent.is_possible(applied, version) {
+            return Err(self.wrong("a state has numbers that executing so many slots does not give"));
+        }
+        Ok(ObjectState { value: has_value.then(|| Value::from_slice(value)), version, recent })
     }
 
     fn session(&self, body: &SessionBody) -> Result<Session, FrameError> {
@@ -704,11 +770,22 @@ pub fn promise_from(reader: &Reader<'_>, version: U32, number: U64) -> Result<Ba
 /// A ballot as it travels in a frame of `version`.
 ///
 /// # Errors
-/// If its owner cannot be a node, or its round is 0 or out of range.
+/// If its owner cannot be a node, its version is 0, or its round is 0 or out of range.
 pub fn ballot_from(reader: &Reader<'_>, version: u32, number: U64) -> Result<Ballot, FrameError> {
     let ballot = Ballot { version, number: number.get() };
     match ballot.owner() {
-        Some(NodeId { zone: 1.., node: 1.. }) if ballot.round() < ROUND_MAX => Ok(ballot),
-        _ => Err(reader.wrong("a ballot has no owner or no such round")),
+        Some(NodeId { zone: 1.., node: 1.. }) if ballot.round() < ROUND_MAX && version > 0 => Ok(ballot),
+        _ => Err(reader.wrong("a ballot has no owner, no version or no such round")),
     }
+}
+
+/// A ballot that is older than the frame, or as old: that of an accepted entry, or a promise.
+///
+/// # Errors
+/// As [`ballot_from`], or if its version is higher than the frame's.
+pub fn earlier_ballot(reader: &Reader<'_>, frame: &Frame, version: U32, number: U64) -> Result<Ballot, FrameError> {
+    if version.get() > frame.config_version {
+        return Err(reader.wrong("a ballot belongs to a later configuration version than its frame"));
+    }
+    ballot_from(reader, version.get(), number)
 }

@@ -6,6 +6,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `message` | the sequence chart and the bytes |
+//! | `bounds` | how large everything may be |
 //! | `object` | what a node keeps per object |
 //! | `phase1` | taking an object: candidate and acceptor |
 //! | `phase2` | the accept stream: owner and receiver; `stream` and `inbound` are its two ends' memory |
@@ -22,12 +23,16 @@
 //! | `merge` | what a newcomer learns before it votes |
 //! | `state` | which states are the same |
 //! | `view` | what people ask about objects |
+//! | `obligations` | what a frame that leaves rests on |
 
 mod ballot;
+mod bounds;
 mod catchup;
 mod checkpoint;
 mod config;
 mod converge;
+#[cfg(feature = "sim")]
+pub mod forge;
 mod forward;
 mod inbound;
 pub mod invariants;
@@ -36,6 +41,7 @@ mod membership;
 mod merge;
 mod message;
 mod object;
+pub mod obligations;
 mod phase1;
 mod phase2;
 mod read;
@@ -76,8 +82,6 @@ use crate::{
     wire::{Frame, FrameError, Kind},
 };
 
-/// A row of elements is cut into frames of about this many bytes.
-const SPLIT_BYTES: usize = 256 << 10;
 /// How often requests, orphans and distances are looked at, in microseconds.
 const CHECK_US: u64 = 25_000;
 
@@ -139,6 +143,7 @@ counters! {
     overloaded: "Requests refused because too much was in flight.",
     timeouts: "Requests that ended in a time-out.",
     phase1_started: "Phase 1 begun for an object.",
+    rounds_exhausted: "Phases 1 not begun because the object's round is at its largest number.",
     phase1_won: "Phase 1 ended in leading.",
     rejected: "Prepares of this node that were beaten.",
     prepares_repeated: "Prepares sent again.",
@@ -179,6 +184,8 @@ pub struct WPaxos {
     /// Configuration versions, and what this node may do in its own.
     versions: Versions,
     restore: checkpoint::Restore,
+    /// Frames of a checkpoint behind the one that was given last: parts of one object.
+    unwritten: VecDeque<Bytes>,
     takeover: takeover::Takeover,
 
     /// Nodes that get the stream at once; the others' frames are held for a while. See `membership`.
@@ -242,6 +249,7 @@ impl WPaxos {
             replaying: false,
             versions: Versions::new(nodes, config.version, config.founded.as_ref()),
             restore: checkpoint::Restore::default(),
+            unwritten: VecDeque::new(),
             takeover: takeover::Takeover::default(),
             eager: NodeSet::EMPTY,
             all_eager: true,
@@ -488,6 +496,7 @@ impl Protocol for WPaxos {
 
     fn begin_checkpoint(&mut self, frames: &mut Vec<Bytes>) {
         assert!(self.records.is_empty(), "a checkpoint stands between two turns");
+        self.unwritten.clear();
         self.put_standing(frames);
     }
 
@@ -514,7 +523,7 @@ impl Protocol for WPaxos {
 
     fn on_tick(&mut self, now: Micros, out: &mut Outputs) {
         self.send_heartbeats(now, out);
-        self.check_candidacies(now);
+        self.check_candidacies(now, out);
         self.check_gaps(now);
         self.check_rounds(now, out);
         self.pump_catch_up(out);
@@ -553,10 +562,7 @@ impl Protocol for WPaxos {
         }
         self.send_acks(now, out);
         self.send_stream(now, out);
-        let promises = if self.config.has(Mutant::PromiseBeforeDurable) { RecordId(0) } else { self.logged };
-        for link in &mut self.links {
-            link.flush(promises, out);
-        }
+        self.links.iter_mut().for_each(|link| link.flush(out));
     }
 
     fn flush_at(&self) -> Option<Micros> {

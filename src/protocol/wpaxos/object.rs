@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use super::{Ballot, Config, phase1::Preparing, requests::RequestKey, steal::Accesses};
+use super::{Ballot, Config, bounds::NUMBER_MAX, phase1::Preparing, requests::RequestKey, steal::Accesses};
 use crate::{
     command::Command,
     mutant::Mutant,
@@ -104,7 +104,10 @@ impl Object {
     /// How many slots more may be open: so that a command is forgotten only when no copy of it can be in one
     /// (`protocol.md` §7).
     pub(super) fn free_slots(&self) -> u64 {
-        self.leading().map_or(0, |leading| OPEN_SLOTS_MAX.saturating_sub(leading.next_slot - 1 - self.applied))
+        self.leading().map_or(0, |leading| {
+            let open = leading.next_slot - 1 - self.applied;
+            OPEN_SLOTS_MAX.saturating_sub(open).min(NUMBER_MAX - leading.next_slot)
+        })
     }
 
     /// Reads from each line of memory that an accept and its execution need; the sum means nothing.

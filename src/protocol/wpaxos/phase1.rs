@@ -3,24 +3,32 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use zerocopy::IntoBytes;
+use smallvec::SmallVec;
+use zerocopy::{IntoBytes, little_endian::U32};
 
 use super::{
     Ballot, Config, Link, ObjectIndex, RequestKey, Requests, Role, WPaxos,
-    message::{PrepareHead, PromiseHead, Reader, RejectHead, TailHead, ballot_from, put_state},
+    message::{
+        NUMBER_MAX, PrepareHead, PromiseHead, ROUND_MAX, Reader, RejectHead, TailHead, ballot_from, earlier_ballot,
+        put_state,
+    },
     object::{Leading, TailEntry},
 };
 use crate::{
-    command::{Action, Command, NewCommand},
+    command::{Action, NewCommand},
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     store::ObjectState,
     topology::{NodeIndex, NodeSet},
-    wire::{Frame, FrameError, Kind},
+    wire::{ENTRIES_OPEN_MAX, Frame, FrameError, Kind, SPLIT_BYTES},
 };
 
 /// Slots that can be open at once: far more than the bound on what is uncommitted allows.
 const SLOTS_OPEN_MAX: u64 = 1 << 20;
+
+/// How many entries of this node's stream may be open once it leads one object more: the rest is for what it leads already.
+const ENTRIES_LED_MAX: u64 = ENTRIES_OPEN_MAX as u64 / 4 * 3;
+const _: () = assert!(SLOTS_OPEN_MAX < ENTRIES_LED_MAX);
 
 /// How many requests a candidacy may hold before it looks which of them have ended.
 const SWEEP_MIN: usize = 64;
@@ -30,6 +38,8 @@ const SWEEP_MIN: usize = 64;
 pub(super) struct Preparing {
     /// Who has promised this ballot, this node included once its own promise is durable.
     answered: NodeSet,
+    /// Promises of which only some parts have come: whose, on which connection, and the part that comes next.
+    partial: SmallVec<[(NodeIndex, u64, u32); 1]>,
     /// The most advanced state that was reported, if it is ahead of this node's.
     best: Option<(u64, ObjectState)>,
     /// Per slot what acceptors reported: a decision, or else the command with the highest ballot.
@@ -53,7 +63,32 @@ pub(super) struct Reported {
     pub(super) command: Bytes,
 }
 
+/// A promise, or a part of one, as it was read.
+struct PromiseRow {
+    object: ObjectIndex,
+    ballot: Ballot,
+    applied: u64,
+    state: Option<ObjectState>,
+    reported: Vec<(u64, Reported)>,
+    part: u32,
+    more: bool,
+}
+
 impl Preparing {
+    /// Whether this part of an acceptor's promise goes on where the last one ended, on the same connection. The first part
+    /// begins the promise anew.
+    fn follows(&mut self, from: NodeIndex, connection: u64, part: u32, more: bool) -> bool {
+        let place = self.partial.iter().position(|(node, ..)| *node == from);
+        let expected = place.map(|place| self.partial.swap_remove(place)).filter(|(_, on, _)| *on == connection);
+        if part > 0 && expected.is_none_or(|(_, _, next)| next != part) {
+            return false;
+        }
+        if more {
+            self.partial.push((from, connection, part + 1));
+        }
+        true
+    }
+
     /// Holds a request until the candidacy has ended; it may last much longer than requests do.
     pub(super) fn hold(&mut self, requests: &mut Requests, request: RequestKey) {
         if self.waiting.len() >= self.sweep_at {
@@ -71,6 +106,11 @@ impl WPaxos {
     pub(super) fn start_phase1(&mut self, now: Micros, object: ObjectIndex, request: Option<RequestKey>) {
         assert!(self.objects[object].is_idle(), "a node that leads or prepares does not start again");
         let round = self.objects[object].promised.round() + 1;
+        if round >= ROUND_MAX {
+            // No ballot above it can be told: nobody takes the object any more, and requests for it end in time-outs.
+            self.counters.rounds_exhausted += 1;
+            return;
+        }
         let ballot = Ballot::new(self.config.version, round, self.config.my_id());
         let retry_at = now.plus(self.prepare_patience());
         let asked = |link: &Link| if link.is_up() { link.connection() } else { 0 };
@@ -80,6 +120,7 @@ impl WPaxos {
         known.promised = ballot;
         known.role = Role::Preparing(Box::new(Preparing {
             answered: NodeSet::EMPTY,
+            partial: SmallVec::new(),
             best: None,
             reported: BTreeMap::new(),
             waiting: request.into_iter().collect(),
@@ -131,42 +172,47 @@ impl WPaxos {
 
     /// Phase 1b at the candidate: promises for *this* ballot count, each with state and tail.
     pub(super) fn on_promises(&mut self, now: Micros, from: NodeIndex, frame: &Frame) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
-            let head: &PromiseHead = reader.take()?;
-            reader.zero(head.reserved)?;
-            let key = reader.key(head.key_bytes)?;
-            let state = if head.state_bytes.get() > 0 { Some(reader.state()?) } else { None };
-            let mut reported = Vec::new();
-            for _ in 0..head.tail.get() {
-                reported.push(read_tail_entry(&mut reader, frame)?);
-            }
-            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
-            let Some(object) = self.objects.find(key) else {
-                return Err(reader.wrong("it promises an object that was never asked for"));
-            };
-            let applied = reader.number(head.applied)?;
-            self.on_promise(now, from, object, ballot, (applied, state), reported);
+        let rows = Reader::new(frame).rows(|reader| self.read_promise(reader, frame))?;
+        for row in rows {
+            self.on_promise(now, from, row);
         }
         Ok(())
     }
 
-    fn on_promise(
-        &mut self,
-        now: Micros,
-        from: NodeIndex,
-        object: ObjectIndex,
-        ballot: Ballot,
-        (applied, state): (u64, Option<ObjectState>),
-        reported: Vec<(u64, Reported)>,
-    ) {
+    fn read_promise(&self, reader: &mut Reader<'_>, frame: &Frame) -> Result<PromiseRow, FrameError> {
+        let head: PromiseHead = *reader.take()?;
+        reader.zero(head.reserved)?;
+        let key = reader.key(head.key_bytes)?;
+        let applied = reader.number(head.applied)?;
+        let with_state = head.state_bytes.get() > 0;
+        let state = if with_state { Some(reader.state(head.state_bytes, applied)?) } else { None };
+        let reported = read_tail(reader, frame, key, head.tail.get())?;
+        let ballot = ballot_from(reader, frame.config_version, head.ballot)?;
+        if reported.iter().any(|(_, entry)| entry.ballot > ballot) {
+            return Err(reader.wrong("it promises a ballot below one that it has accepted at"));
+        }
+        let object = self.objects.find(key);
+        let object = object.ok_or_else(|| reader.wrong("it promises an object that was never asked for"))?;
+        let (part, more) = (head.part.get(), reader.flag(head.more)?);
+        if (part > 0 && with_state) || (more && reported.is_empty()) {
+            return Err(reader.wrong("it is no part of a promise"));
+        }
+        Ok(PromiseRow { object, ballot, applied, state, reported, part, more })
+    }
+
+    fn on_promise(&mut self, now: Micros, from: NodeIndex, row: PromiseRow) {
+        let PromiseRow { object, ballot, applied, state, reported, part, more } = row;
+        let connection = self.links[from.index()].connection();
         let known = &mut self.objects[object];
         if known.promised != ballot && !self.config.has(Mutant::PromiseOfAnotherBallot) {
             return;
         }
         let Role::Preparing(preparing) = &mut known.role else { return };
-        if applied > known.applied && state.is_none() {
+        if part == 0 && applied > known.applied && state.is_none() {
             // Its watermark without its state: it cannot be counted, what it executed would be lost.
+            return;
+        }
+        if !preparing.follows(from, connection, part, more) {
             return;
         }
         let first_only = self.config.has(Mutant::FirstStateTaken);
@@ -175,11 +221,14 @@ impl WPaxos {
         {
             preparing.best = Some((applied, state));
         }
+        // Parts tell nothing but what was accepted or decided: the more a candidate knows, whoever counts, the better.
         for (slot, entry) in reported {
             preparing.merge(&self.config, slot, entry);
         }
-        preparing.answered.insert(from);
-        self.try_to_lead(now, object);
+        if !more {
+            preparing.answered.insert(from);
+            self.try_to_lead(now, object);
+        }
     }
 
     /// Leads with a Q1 of promises. This node's own need not be among them: a promise that came back proves that the Prepare
@@ -209,8 +258,9 @@ impl WPaxos {
         }
         let applied = self.objects[object].applied;
         let highest = preparing.reported.keys().next_back().copied().unwrap_or(0).max(applied);
-        if highest - applied > SLOTS_OPEN_MAX {
-            // Somebody reports a slot that cannot be: better no owner than endless no-ops.
+        let open = self.stream.last_seq() - self.stream.committed + (highest - applied);
+        if highest - applied > SLOTS_OPEN_MAX || open > ENTRIES_LED_MAX {
+            // Somebody reports a slot that cannot be, or nothing is committed any more: better no owner than endless no-ops.
             self.orphaned_requests.extend(preparing.waiting);
             return;
         }
@@ -223,7 +273,7 @@ impl WPaxos {
             let answered = if wrongly { preparing.waiting.pop() } else { None };
             self.take_over_slot(now, object, slot, reported, answered.unwrap_or(RequestKey::NONE));
         }
-        if installed && highest == applied && !self.config.has(Mutant::InstalledUntold) {
+        if installed && highest == applied && highest + 1 < NUMBER_MAX && !self.config.has(Mutant::InstalledUntold) {
             // Whose stream decided what was installed may have ended: others that lack it learn so from a slot above it.
             let Role::Leading(leading) = &mut self.objects[object].role else { unreachable!("it leads") };
             leading.next_slot += 1;
@@ -275,12 +325,7 @@ impl WPaxos {
 
     /// A Prepare was beaten: the winner's ballot is known now, and requests go to it.
     pub(super) fn on_rejects(&mut self, now: Micros, frame: &Frame) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
-            let head: &RejectHead = reader.take()?;
-            reader.zero(head.reserved)?;
-            let key = reader.key(head.key_bytes)?;
-            let higher = ballot_from(&reader, frame.config_version, head.higher)?;
+        for (key, higher) in read_rejects(frame)? {
             if let Some(object) = self.objects.find(key) {
                 self.counters.rejected += 1;
                 self.hear(now, object, higher);
@@ -290,15 +335,19 @@ impl WPaxos {
     }
 
     /// Sends Prepares again to those that have not answered and were asked on a connection that is gone, if at all: at once
-    /// when a link comes up, and after a random, growing time. A candidacy ends by being won or beaten only: others may rely
-    /// on it to decide what it found.
-    pub(super) fn check_candidacies(&mut self, now: Micros) {
-        while let Some(&(at, object)) = self.prepare_timers.first() {
-            if at > now {
-                break;
-            }
+    /// when a link comes up, and after a random, growing time; a link without room is left for later. A candidacy ends by
+    /// being won or beaten only: others may rely on it to decide what it found.
+    pub(super) fn check_candidacies(&mut self, now: Micros, out: &Outputs) {
+        if self.prepare_timers.first().is_none_or(|(at, _)| *at > now) {
+            return;
+        }
+        if !self.config.has(Mutant::PrepareBeforeOwnRecord) {
+            // A candidacy of this very turn may be asked for again: its record comes first.
+            self.log_prepares();
+        }
+        while let Some(&(at, object)) = self.prepare_timers.first().filter(|(at, _)| *at <= now) {
             self.prepare_timers.pop_first();
-            self.retry_prepare(now, at, object);
+            self.retry_prepare(now, at, object, out);
         }
     }
 
@@ -322,9 +371,11 @@ impl WPaxos {
         }
     }
 
-    fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex) {
+    fn retry_prepare(&mut self, now: Micros, at: Micros, object: ObjectIndex, out: &Outputs) {
         let patience = self.prepare_patience();
         let timers = &self.config.timers;
+        let early = self.config.has(Mutant::PrepareBeforeOwnRecord);
+        let own_promise = if early { RecordId::NONE } else { self.logged };
         let jitter = self.random.next();
         let known = &mut self.objects[object];
         let Role::Preparing(preparing) = &mut known.role else { return };
@@ -339,9 +390,10 @@ impl WPaxos {
         let head = prepare_head(known.promised, known.applied, &known.key);
         for (node, link) in self.links.iter_mut().enumerate() {
             let is_new = link.is_up() && link.connection() != preparing.asked[node];
-            if is_new && !preparing.answered.contains(NodeIndex(node as u8)) {
+            let has_room = out.room[node] > 0;
+            if is_new && has_room && !preparing.answered.contains(NodeIndex(node as u8)) {
                 preparing.asked[node] = link.connection();
-                link.put(Kind::Prepare, &head, &[&known.key]);
+                link.put(Kind::Prepare, own_promise, &head, &[&known.key]);
                 self.counters.prepares_repeated += 1;
             }
         }
@@ -357,18 +409,21 @@ impl WPaxos {
             // Once it votes, it is asked again.
             return Ok(());
         }
-        self.log_received(from, frame);
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let candidate = self.config.nodes[from.index()];
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &PrepareHead = reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
-            if ballot.owner() != Some(self.config.nodes[from.index()]) {
+            let ballot = ballot_from(reader, frame.config_version, head.ballot)?;
+            if ballot.owner() != Some(candidate) {
                 return Err(reader.wrong("it asks for somebody else's ballot"));
             }
+            Ok((key, ballot, reader.number(head.applied)?))
+        })?;
+        self.log_received(from, frame);
+        for (key, ballot, applied) in rows {
             let object = self.object_of(key);
-            self.on_prepare(now, from, object, ballot, head.applied.get());
+            self.on_prepare(now, from, object, ballot, applied);
         }
         Ok(())
     }
@@ -378,7 +433,7 @@ impl WPaxos {
         if self.config.is_below(ballot, promised) {
             let key = &self.objects[object].key;
             let head = reject_head(ballot, promised, key);
-            self.links[from.index()].put(Kind::Reject, &head, &[key]);
+            self.links[from.index()].put(Kind::Reject, RecordId::NONE, &head, &[key]);
             return;
         }
         let keeps_lead = self.config.has(Mutant::PromiseKeepsLead) && self.objects[object].leading().is_some();
@@ -389,35 +444,46 @@ impl WPaxos {
         self.send_promise(from, object, ballot, applied);
     }
 
-    /// The whole promise: watermark, state if the candidate's is older, and every slot above it, decided ones too.
+    /// The whole promise: watermark, state if the candidate's is older, and every slot above it, decided ones too; in several
+    /// parts if the tail is long.
     fn send_promise(&mut self, to: NodeIndex, object: ObjectIndex, ballot: Ballot, candidate_applied: u64) {
+        let early = self.config.has(Mutant::PromiseBeforeDurable);
+        let own_promise = if early { RecordId::NONE } else { self.logged };
         let known = &self.objects[object];
         let (stream, inbound) = (&self.stream, &self.inbound);
         let without_decided = self.config.has(Mutant::PromiseWithoutDecided);
         let without_state = self.config.has(Mutant::PromiseWithoutState);
         let applied = if without_state { known.applied.min(candidate_applied) } else { known.applied };
-        let tail = || known.tail.iter().filter(|entry| !(without_decided && entry.decided));
-        let reported = if without_decided { tail().count() } else { known.tail.len() };
-        self.links[to.index()].put_with(Kind::Promise, |buffer| {
-            let start = buffer.len();
-            let mut head = PromiseHead {
-                ballot: ballot.number.into(),
-                applied: applied.into(),
-                state_bytes: 0.into(),
-                tail: (reported as u32).into(),
-                key_bytes: (known.key.len() as u16).into(),
-                reserved: [0; 6],
-            };
-            buffer.extend_from_slice(head.as_bytes());
-            buffer.extend_from_slice(&known.key);
-            if applied > candidate_applied {
-                head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+        let mut tail = known.tail.iter().filter(|entry| !(without_decided && entry.decided)).peekable();
+        let link = &mut self.links[to.index()];
+        let (mut part, mut more) = (0u32, link.is_up());
+        while more {
+            link.put_with(Kind::Promise, own_promise, |buffer| {
+                let start = buffer.len();
+                let mut head = PromiseHead {
+                    ballot: ballot.number.into(),
+                    applied: applied.into(),
+                    state_bytes: 0.into(),
+                    tail: 0.into(),
+                    key_bytes: (known.key.len() as u16).into(),
+                    more: 0,
+                    reserved: 0,
+                    part: part.into(),
+                };
+                buffer.extend_from_slice(head.as_bytes());
+                buffer.extend_from_slice(&known.key);
+                if part == 0 && applied > candidate_applied {
+                    head.state_bytes = (put_state(buffer, &known.state) as u32).into();
+                }
+                head.tail = put_tail_part(buffer, &mut tail, |buffer, entry| {
+                    put_tail(buffer, entry, super::command_of(stream, inbound, &entry.source).bytes());
+                });
+                more = tail.peek().is_some();
+                head.more = more.into();
                 buffer[start..start + size_of::<PromiseHead>()].copy_from_slice(head.as_bytes());
-            }
-            tail().for_each(|entry| {
-                put_tail(buffer, entry, super::command_of(stream, inbound, &entry.source).bytes());
             });
-        });
+            part += 1;
+        }
     }
 }
 
@@ -455,6 +521,22 @@ pub(super) fn reject_head(ballot: Ballot, higher: Ballot, key: &[u8]) -> RejectH
     }
 }
 
+/// Appends so many entries of a tail as go into one row, and says how many.
+pub(super) fn put_tail_part<'a>(
+    buffer: &mut BytesMut,
+    tail: &mut impl Iterator<Item = &'a TailEntry>,
+    mut put: impl FnMut(&mut BytesMut, &TailEntry),
+) -> U32 {
+    let (start, mut entries) = (buffer.len(), 0u32);
+    while buffer.len() - start < SPLIT_BYTES
+        && let Some(entry) = tail.next()
+    {
+        put(buffer, entry);
+        entries += 1;
+    }
+    entries.into()
+}
+
 /// Appends a tail entry.
 pub(super) fn put_tail(buffer: &mut BytesMut, entry: &TailEntry, command: &[u8]) {
     let head = TailHead {
@@ -469,15 +551,34 @@ pub(super) fn put_tail(buffer: &mut BytesMut, entry: &TailEntry, command: &[u8])
     buffer.extend_from_slice(command);
 }
 
-pub(super) fn read_tail_entry(reader: &mut Reader<'_>, frame: &Frame) -> Result<(u64, Reported), FrameError> {
-    let head: &TailHead = reader.take()?;
-    reader.zero(head.reserved)?;
-    let bytes = reader.bytes(head.command_bytes.get() as usize)?;
-    Command::parse(bytes).map_err(|_| reader.wrong("a tail entry holds no valid command"))?;
-    if head.decided > 1 || head.slot.get() == 0 {
-        return Err(reader.wrong("a tail entry is out of range"));
+/// A tail of so many entries: slots rise, and every command is the object's.
+pub(super) fn read_tail(
+    reader: &mut Reader<'_>,
+    frame: &Frame,
+    key: &[u8],
+    entries: u32,
+) -> Result<Vec<(u64, Reported)>, FrameError> {
+    let mut tail: Vec<(u64, Reported)> = Vec::new();
+    for _ in 0..entries {
+        let head: &TailHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let command = frame.bytes.slice_ref(reader.entry_of(key, head.command_bytes)?.bytes());
+        let ballot = earlier_ballot(reader, frame, head.ballot_version, head.ballot)?;
+        let (slot, decided) = (reader.slot(head.slot)?, reader.flag(head.decided)?);
+        if tail.last().is_some_and(|(last, _)| *last >= slot) {
+            return Err(reader.wrong("the slots of a tail do not rise"));
+        }
+        tail.push((slot, Reported { ballot, decided, command }));
     }
-    let ballot = ballot_from(reader, head.ballot_version.get(), head.ballot)?;
-    let command = frame.bytes.slice_ref(bytes);
-    Ok((reader.number(head.slot)?, Reported { ballot, decided: head.decided == 1, command }))
+    Ok(tail)
+}
+
+/// Objects, each with a ballot that beat another.
+pub(super) fn read_rejects(frame: &Frame) -> Result<Vec<(&[u8], Ballot)>, FrameError> {
+    Reader::new(frame).rows(|reader| {
+        let head: &RejectHead = reader.take()?;
+        reader.zero(head.reserved)?;
+        let key = reader.key(head.key_bytes)?;
+        Ok((key, ballot_from(reader, frame.config_version, head.higher)?))
+    })
 }

@@ -1,6 +1,7 @@
 //! Phase 2: the accept stream (`protocol.md` §5), at its owner and at its receivers.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
 use super::{
@@ -14,8 +15,8 @@ use crate::{
     command::{Command, Op, Status},
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
-    topology::NodeIndex,
-    wire::{Frame, FrameError, Kind},
+    topology::{NodeId, NodeIndex},
+    wire::{ENTRIES_OPEN_MAX, Frame, FrameError, Kind},
 };
 
 /// An ack with more refusals than these is a long one: of those, a link without room gets one in so many microseconds.
@@ -62,10 +63,11 @@ impl WPaxos {
         self.stream.open_bytes() >= limits.bytes_max || self.stream.open_entries() >= limits.entries_max
     }
 
-    /// Freezes the open batch: from here on the same bytes go to every peer and to the log.
+    /// Freezes the open batch: from here on the same bytes go to every peer and to the log. More frames follow if one cannot
+    /// list everything that is withdrawn below the watermark.
     pub(super) fn seal_batch(&mut self) {
         let (shard, version) = (self.config.shard, self.config.version);
-        if let Some(frame) = self.stream.seal(shard, version) {
+        while let Some(frame) = self.stream.seal(shard, version) {
             self.counters.batches += 1;
             let record = self.log_own(frame);
             self.own_records.push_back((record, super::OwnRecord::Stream(self.stream.sealed_seq())));
@@ -140,9 +142,13 @@ impl WPaxos {
         let standing: &Standing = reader.take()?;
         let refusals: &[Refusal] = reader.take_many(standing.refusals.get() as usize)?;
         reader.zero(standing.reserved)?;
+        if !reader.is_empty() {
+            return Err(reader.wrong("it has bytes behind its refusals"));
+        }
+        let learner = reader.flag(standing.learner)?;
         let resumes = frame.kind == Kind::Resume && !self.links[from.index()].has_place();
         if frame.kind == Kind::Resume {
-            self.note_vote(now, from, standing.learner == 0);
+            self.note_vote(now, from, !learner);
         }
         if standing.stream != self.stream.id && !self.config.has(Mutant::OldStreamCounted) {
             if resumes {
@@ -160,13 +166,16 @@ impl WPaxos {
         if last_seq > self.stream.sealed_seq() || (!resumes && last_seq > self.links[from.index()].sent_seq) {
             return Err(reader.wrong("it names numbers that were not sent"));
         }
+        if standing.watermark.get() > last_seq || standing.behind_from.get() > standing.watermark.get() {
+            return Err(reader.wrong("it stands where no receiver can"));
+        }
+        let refusals = self.read_refusals(&reader, frame, last_seq, refusals)?;
         if self.config.has(Mutant::RefusalsAfterAck) {
             self.links[from.index()].acked = last_seq.max(self.links[from.index()].acked);
             self.advance_commit(now, out);
         }
-        for refusal in refusals {
-            let ballot = ballot_from(&reader, frame.config_version, refusal.ballot)?;
-            self.take_refusal(now, refusal.seq.get(), ballot);
+        for (seq, ballot) in refusals {
+            self.take_refusal(now, seq, ballot);
         }
         self.links[from.index()].note_acked(last_seq);
         let one_more = u64::from(resumes && self.config.has(Mutant::ResumeAcksOneMore));
@@ -179,6 +188,30 @@ impl WPaxos {
         }
         self.advance_commit(now, out);
         Ok(())
+    }
+
+    /// Refusals rise up to what was taken, and each is for the sake of a ballot above the entry's: by any other the entry
+    /// would be withdrawn and its object kept.
+    fn read_refusals(
+        &mut self,
+        reader: &Reader<'_>,
+        frame: &Frame,
+        last_seq: u64,
+        refusals: &[Refusal],
+    ) -> Result<SmallVec<[(u64, Ballot); 4]>, FrameError> {
+        let (mut read, mut before) = (SmallVec::new(), 0);
+        for refusal in refusals {
+            let (seq, ballot) = (refusal.seq.get(), ballot_from(reader, frame.config_version, refusal.ballot)?);
+            if seq <= before || seq > last_seq {
+                return Err(reader.wrong("its refusals are not of rising numbers that were taken"));
+            }
+            if self.stream.entry_mut(seq).is_some_and(|entry| entry.ballot >= ballot) {
+                return Err(reader.wrong("it refuses an entry for the sake of a ballot that is not higher"));
+            }
+            before = seq;
+            read.push((seq, ballot));
+        }
+        Ok(read)
     }
 
     /// A peer says, when its connection begins or when that changes, whether it has a vote.
@@ -196,8 +229,8 @@ impl WPaxos {
     /// A receiver that follows a stream of an earlier boot of this node learns that it has ended.
     fn announce_stream(&mut self, to: NodeIndex, followed: StreamId, out: &mut Outputs) {
         if followed.boot.get() > 0 && self.stream.trimmed == 0 {
-            let frame = self.stream.commit_frame(0, 0, self.config.shard, self.config.version);
-            out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
+            let frames = self.stream.commit_frames(0, 0, self.config.shard, self.config.version);
+            out.sends.extend(frames.into_iter().map(|frame| crate::protocol::Send { to, frame, after: RecordId(0) }));
         }
     }
 
@@ -320,8 +353,8 @@ impl WPaxos {
         link.catch_up = (from_seq > 0).then_some(super::link::CatchUp { from_seq, cursor: 0 });
         let commit_to = self.stream.committed.min(position);
         if commit_to > passed && !self.config.has(Mutant::ExceptionsSkipped) {
-            let frame = self.stream.commit_frame(passed, commit_to, shard, version);
-            out.sends.push(crate::protocol::Send { to, frame, after: RecordId(0) });
+            let frames = self.stream.commit_frames(passed, commit_to, shard, version).into_iter();
+            out.sends.extend(frames.map(|frame| crate::protocol::Send { to, frame, after: RecordId(0) }));
         }
         (link.sent_seq, link.sent_commit) = (position, passed.max(commit_to));
         link.next_frame = Some(self.stream.frame_after(position));
@@ -396,12 +429,50 @@ impl WPaxos {
     }
 }
 
-/// The keys of so many entries, up to the first that cannot be one: nothing is judged by them.
-fn keys_ahead(mut reader: Reader<'_>, entries: u32) -> impl Iterator<Item = &[u8]> {
-    (0..entries).map_while(move |_| {
-        let head: &EntryHead = reader.take().ok()?;
-        Command::glimpse_key(reader.bytes(head.command_bytes.get() as usize).ok()?)
-    })
+/// The entries of a batch as they are checked, before anything of it is taken; gives their keys, up to the first entry that
+/// is wrong.
+struct Checked<'a> {
+    reader: Reader<'a>,
+    left: u32,
+    owner: NodeId,
+    /// Most entries have the ballot of the one before.
+    usual: u64,
+    wrong: Option<FrameError>,
+}
+
+impl<'a> Checked<'a> {
+    fn check(&mut self) -> Result<&'a [u8], FrameError> {
+        let reader = &mut self.reader;
+        let head: &EntryHead = reader.take()?;
+        if head.reserved.get() != 0 {
+            return Err(reader.wrong("a reserved field is not 0"));
+        }
+        let command = reader.entry(head.command_bytes)?;
+        reader.slot(head.slot)?;
+        if head.ballot.get() != self.usual {
+            // Of any version: the frame's is checked with its stream.
+            if ballot_from(reader, 1, head.ballot)?.owner() != Some(self.owner) {
+                return Err(reader.wrong("an entry has somebody else's ballot"));
+            }
+            self.usual = head.ballot.get();
+        }
+        Ok(command.key())
+    }
+}
+
+impl<'a> Iterator for Checked<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.left = self.left.checked_sub(1)?;
+        match self.check() {
+            Ok(key) => Some(key),
+            Err(error) => {
+                (self.wrong, self.left) = (Some(error), 0);
+                None
+            }
+        }
+    }
 }
 
 /// The receiver's side.
@@ -417,32 +488,77 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let head: &BatchHead = reader.take()?;
         reader.zero(head.reserved)?;
-        let entries_offset = reader.offset();
+        let entries = reader.clone();
         reader.bytes(head.entries_bytes.get() as usize)?;
         let withdrawn: &[zerocopy::little_endian::U64] = reader.take_many(head.withdrawn.get() as usize)?;
         if !reader.is_empty() {
             return Err(reader.wrong("it has bytes behind its last part"));
         }
-        self.adopt_stream(now, from, head.stream);
+        self.check_batch(from, frame, &reader, head)?;
+        let mut places = std::mem::take(&mut self.scratch_places);
+        let checked = self.foresee_entries(from, entries.clone(), head, &mut places);
+        if checked.is_ok() {
+            self.adopt_stream(now, from, head.stream);
+            self.follow_watermark(now, from, head.commit_from.get(), head.commit_to.get(), withdrawn, out);
+            if head.entries.get() > 0 {
+                self.log_raises();
+            }
+            self.log_received(from, frame);
+            self.take_entries(now, from, frame, head, entries, &places);
+        }
+        self.scratch_places = places;
+        checked
+    }
+
+    /// Checks a batch against its stream's place.
+    fn check_batch(
+        &self,
+        from: NodeIndex,
+        frame: &Frame,
+        reader: &Reader<'_>,
+        head: &BatchHead,
+    ) -> Result<(), FrameError> {
+        if head.stream.version.get() != frame.config_version {
+            return Err(reader.wrong("its stream belongs to another configuration version"));
+        }
         let inbound = &self.inbound[from.index()];
-        if head.first_seq.get() > inbound.last_seq + 1 && !self.config.has(Mutant::ResumeOneLate) {
+        let carried = self.config.has(Mutant::StreamCarriedOver) && inbound.id.is_some();
+        let known = inbound.id == Some(head.stream) || carried;
+        let (last_seq, watermark) = if known { (inbound.last_seq, inbound.watermark) } else { (0, 0) };
+        let (first, commit_to) = (head.first_seq.get(), head.commit_to.get());
+        if first > last_seq + 1 && !self.config.has(Mutant::ResumeOneLate) {
             return Err(reader.wrong("it leaves a gap in the stream"));
         }
-        if head.commit_to.get() > inbound.last_seq {
+        if commit_to > last_seq {
             return Err(reader.wrong("its watermark is above what was sent"));
         }
-        self.follow_watermark(now, from, head.commit_from.get(), head.commit_to.get(), withdrawn, out);
-        if head.entries.get() > 0 {
-            self.log_raises();
+        let end = reader.number(first.saturating_add(u64::from(head.entries.get())).into())?;
+        if first == 0 || head.commit_from.get() > commit_to {
+            return Err(reader.wrong("its numbers go back"));
         }
-        self.log_received(from, frame);
-        let mut entries = Reader::new(frame);
-        entries.bytes(entries_offset - entries.offset())?;
-        self.take_entries(now, from, frame, head, &mut entries)?;
-        if entries.offset() != entries_offset + head.entries_bytes.get() as usize {
-            return Err(entries.wrong("its entries do not fill their part"));
+        if end.saturating_sub(watermark.max(commit_to)) > ENTRIES_OPEN_MAX as u64 {
+            return Err(reader.wrong("it leaves more entries open than a receiver keeps"));
         }
         Ok(())
+    }
+
+    /// Checks a batch's entries, and looks their objects up at once.
+    fn foresee_entries(
+        &self,
+        from: NodeIndex,
+        reader: Reader<'_>,
+        head: &BatchHead,
+        places: &mut Vec<Foreseen>,
+    ) -> Result<(), FrameError> {
+        let end = reader.offset() + head.entries_bytes.get() as usize;
+        let owner = self.config.nodes[from.index()];
+        let mut checked = Checked { reader, left: head.entries.get(), owner, usual: 0, wrong: None };
+        self.objects.foresee(&mut checked, places);
+        match checked.wrong {
+            Some(wrong) => Err(wrong),
+            None if checked.reader.offset() != end => Err(checked.reader.wrong("its entries do not fill their part")),
+            None => Ok(()),
+        }
     }
 
     /// A stream of another boot of the owner: the old one is dead, what it left in tails stays there.
@@ -458,53 +574,34 @@ impl WPaxos {
         self.inbound[from.index()] = super::Inbound::of(stream);
     }
 
+    /// Takes the entries that are new, all of which were checked.
     fn take_entries(
         &mut self,
         now: Micros,
         from: NodeIndex,
         frame: &Frame,
         head: &BatchHead,
-        reader: &mut Reader<'_>,
-    ) -> Result<(), FrameError> {
-        if head.entries.get() == 0 {
-            return Ok(());
-        }
+        mut reader: Reader<'_>,
+        places: &[Foreseen],
+    ) {
+        let (first, entries) = (head.first_seq.get(), u64::from(head.entries.get()));
         let taken = self.inbound[from.index()].last_seq;
+        self.inbound[from.index()].ack_due |= entries > 0;
+        if first + entries <= taken + 1 {
+            return;
+        }
         self.inbound[from.index()].push_frame(&frame.bytes);
-        let mut places = std::mem::take(&mut self.scratch_places);
-        self.objects.foresee(keys_ahead(reader.clone(), head.entries.get()), &mut places);
-        let mut usual = None;
-        for number in 0..u64::from(head.entries.get()) {
-            let entry: &EntryHead = reader.take()?;
-            if entry.reserved.get() != 0 {
-                return Err(reader.wrong("a reserved field is not 0"));
-            }
+        for number in 0..entries {
+            let checked = "it was checked";
+            let entry: &EntryHead = reader.take().expect(checked);
             let offset = reader.offset();
-            let command = Command::parse(reader.bytes(entry.command_bytes.get() as usize)?)
-                .map_err(|_| reader.wrong("an entry holds no valid command"))?;
-            // Most entries have the ballot of the one before.
-            let ballot = match usual.filter(|usual: &Ballot| usual.number == entry.ballot.get()) {
-                Some(ballot) => ballot,
-                None => {
-                    let ballot = ballot_from(reader, frame.config_version, entry.ballot)?;
-                    if ballot.owner() != Some(self.config.nodes[from.index()]) {
-                        return Err(reader.wrong("an entry has somebody else's ballot"));
-                    }
-                    *usual.insert(ballot)
-                }
-            };
-            let slot = reader.number(entry.slot)?;
-            if slot == 0 {
-                return Err(reader.wrong("an entry has no slot"));
-            }
-            if head.first_seq.get() + number > taken {
+            let command = Command::view(reader.bytes(entry.command_bytes.get() as usize).expect(checked));
+            if first + number > taken {
+                let ballot = Ballot { version: frame.config_version, number: entry.ballot.get() };
                 let foreseen = places.get(number as usize).copied();
-                self.take_entry(now, from, slot, ballot, command, (offset, foreseen));
+                self.take_entry(now, from, entry.slot.get(), ballot, command, (offset, foreseen));
             }
         }
-        self.scratch_places = places;
-        self.inbound[from.index()].ack_due = true;
-        Ok(())
     }
 
     /// Accepts or refuses one entry (§IV-B; invariant 4).
@@ -603,6 +700,11 @@ impl WPaxos {
         if slot <= known.applied {
             return;
         }
+        if known.leading().is_some_and(|leading| leading.settled < slot) {
+            // Decided by another though no phase 1 has found it: this node has been deposed without noticing.
+            self.depose(now, object);
+        }
+        let known = &mut self.objects[object];
         if slot > known.applied + 1 && !self.config.has(Mutant::OutOfOrder) {
             let source = Source::Held(Box::new(Bytes::copy_from_slice(command.bytes())));
             known.tail.put(TailEntry { slot, ballot, decided: true, source });
@@ -662,6 +764,9 @@ impl WPaxos {
         let mut reader = Reader::new(frame);
         let skip: SkipBody = *reader.take()?;
         let to = reader.number(skip.to_seq)?;
+        if skip.stream.version.get() != frame.config_version || !reader.is_empty() {
+            return Err(reader.wrong("its stream belongs to another configuration version"));
+        }
         self.adopt_stream(now, from, skip.stream);
         let watermark = self.inbound[from.index()].watermark;
         if to <= watermark {

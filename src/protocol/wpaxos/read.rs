@@ -16,7 +16,7 @@ use crate::{
     mutant::Mutant,
     protocol::{Micros, Outputs, RecordId},
     topology::{NodeIndex, NodeSet},
-    wire::{self, Frame, FrameError, Kind},
+    wire::{self, Frame, FrameError, Kind, SPLIT_BYTES},
 };
 
 /// A round that has been asked.
@@ -30,13 +30,24 @@ struct Round {
     frame: Bytes,
 }
 
+/// A round that has as many objects as one frame holds, and waits to be asked with the others of its turn.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Gathered {
+    number: u64,
+    objects: Vec<(ObjectIndex, Ballot)>,
+    reads: Vec<(RequestKey, ObjectIndex, Ballot)>,
+}
+
 /// All rounds of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Reads {
-    /// Reads since the last round was asked.
+    /// Reads of the round that is being gathered.
     waiting: Vec<(RequestKey, ObjectIndex, Ballot)>,
     /// Their objects, each once.
     objects: Vec<(ObjectIndex, Ballot)>,
+    /// Bytes of the frame that will name these.
+    bytes: usize,
+    full: Vec<Gathered>,
     rounds: VecDeque<Round>,
     /// The number of the round that is being gathered, and since when.
     next_round: u64,
@@ -51,19 +62,33 @@ impl Reads {
     /// Ends all rounds without an answer; the reads that waited for them.
     pub(super) fn abandon(&mut self) -> Vec<RequestKey> {
         let rounds = self.rounds.drain(..).flat_map(|round| round.reads);
-        let reads = rounds.chain(self.waiting.drain(..)).map(|(key, _, _)| key).collect();
+        let full = self.full.drain(..).flat_map(|gathered| gathered.reads);
+        let reads = rounds.chain(full).chain(self.waiting.drain(..)).map(|(key, _, _)| key).collect();
         self.objects.clear();
+        self.bytes = 0;
         reads
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.rounds.is_empty() && self.waiting.is_empty()
+        self.rounds.is_empty() && self.is_nothing_gathered()
+    }
+
+    fn is_nothing_gathered(&self) -> bool {
+        self.waiting.is_empty() && self.full.is_empty()
+    }
+
+    /// Ends the round that is being gathered; the next read begins another.
+    fn close(&mut self) {
+        let (objects, reads) = (std::mem::take(&mut self.objects), std::mem::take(&mut self.waiting));
+        self.full.push(Gathered { number: self.next_round, objects, reads });
+        self.next_round += 1;
+        self.bytes = 0;
     }
 
     /// When the round that is being gathered is to be asked: at once if none is under way, or else after a while.
     pub(super) fn ask_at(&self, linger_us: u64) -> Option<Micros> {
         let linger_us = if self.rounds.is_empty() { 0 } else { linger_us };
-        (!self.waiting.is_empty()).then(|| self.gathered_since.plus(linger_us))
+        (!self.is_nothing_gathered()).then(|| self.gathered_since.plus(linger_us))
     }
 }
 
@@ -88,11 +113,15 @@ impl WPaxos {
         if leading.round < round {
             leading.round = round;
             self.reads.objects.push((object, known.promised));
+            self.reads.bytes += size_of::<KeyBallotHead>() + known.key.len();
         }
-        if self.reads.waiting.is_empty() {
+        if self.reads.is_nothing_gathered() {
             self.reads.gathered_since = now;
         }
         self.reads.waiting.push((key, object, known.promised));
+        if self.reads.bytes >= SPLIT_BYTES {
+            self.reads.close();
+        }
         self.requests.get_mut(key).expect("it waits").stage = Stage::Reading;
     }
 
@@ -112,15 +141,24 @@ impl WPaxos {
         }
     }
 
-    /// Asks the round that this turn gathered.
+    /// Asks the rounds that this turn gathered: one, unless its objects need more than a frame.
     pub(super) fn ask_round(&mut self, now: Micros, out: &mut Outputs) {
         if self.reads.ask_at(self.config.batch.linger_us).is_none_or(|at| at > now) {
             return;
         }
+        if !self.reads.waiting.is_empty() {
+            self.reads.close();
+        }
+        for gathered in std::mem::take(&mut self.reads.full) {
+            self.ask(now, gathered, out);
+        }
+    }
+
+    fn ask(&mut self, now: Micros, gathered: Gathered, out: &mut Outputs) {
+        let Gathered { number, objects, reads } = gathered;
         let mut body = std::mem::take(&mut self.scratch_bytes);
-        let number = self.reads.next_round;
         body.extend_from_slice(RoundHead { round: number.into() }.as_bytes());
-        for (object, ballot) in &self.reads.objects {
+        for (object, ballot) in &objects {
             let key = &self.objects[*object].key;
             body.extend_from_slice(key_ballot_head(*ballot, key).as_bytes());
             body.extend_from_slice(key);
@@ -129,11 +167,10 @@ impl WPaxos {
         body.clear();
         self.scratch_bytes = body;
         self.counters.read_rounds += 1;
-        self.reads.next_round += 1;
         self.reads.rounds.push_back(Round {
             number,
-            objects: std::mem::take(&mut self.reads.objects),
-            reads: std::mem::take(&mut self.reads.waiting),
+            objects,
+            reads,
             confirmed: [self.config.me].into_iter().collect(),
             asked_at: now,
             frame: frame.clone(),
@@ -161,7 +198,7 @@ impl WPaxos {
             reader.zero(asked.reserved)?;
             let key = reader.key(asked.key_bytes)?;
             let ballot = ballot_from(&reader, frame.config_version, asked.ballot)?;
-            let promised = self.objects.find(key).map_or(Ballot::ZERO, |object| self.objects[object].promised);
+            let promised = self.promised_of(key);
             if promised > ballot && self.config.has(Mutant::SilentObjection) {
                 return Ok(());
             }
@@ -177,6 +214,16 @@ impl WPaxos {
         Ok(())
     }
 
+    /// The highest ballot that this node has promised for an object, to itself as to others: an owner that has taken the object
+    /// knows best that the one who asks has lost it.
+    fn promised_of(&self, key: &[u8]) -> Ballot {
+        let Some(object) = self.objects.find(key) else { return Ballot::ZERO };
+        if self.config.has(Mutant::ConfirmByCandidate) && !self.objects[object].is_idle() {
+            return Ballot::ZERO;
+        }
+        self.objects[object].promised
+    }
+
     /// An answer to a round: an objection deposes this node, the rest confirms it.
     pub(super) fn on_confirm_reply(
         &mut self,
@@ -189,13 +236,16 @@ impl WPaxos {
         let head: &RoundHead = reader.take()?;
         let number = head.round.get();
         let Some(place) = self.reads.rounds.iter().position(|round| round.number == number) else { return Ok(()) };
-        while !reader.is_empty() {
+        let objects = &self.reads.rounds[place].objects;
+        let objections = reader.rows(|reader| {
             let objection: &Objection = reader.take()?;
-            let ballot = ballot_from(&reader, frame.config_version, objection.ballot)?;
-            let objects = &self.reads.rounds[place].objects;
-            let Some(&(object, _)) = objects.get(objection.index.get() as usize) else {
-                return Err(reader.wrong("it objects to what was not asked"));
-            };
+            reader.zero(objection.reserved)?;
+            let ballot = ballot_from(reader, frame.config_version, objection.ballot)?;
+            let object = objects.get(objection.index.get() as usize);
+            let (object, _) = object.ok_or_else(|| reader.wrong("it objects to what was not asked"))?;
+            Ok((*object, ballot))
+        })?;
+        for (object, ballot) in objections {
             if !self.config.has(Mutant::ObjectionsIgnored) {
                 self.hear(now, object, ballot);
             }
@@ -229,7 +279,7 @@ impl WPaxos {
         }
     }
 
-    /// Asks rounds again, of everybody, that are overdue.
+    /// Asks rounds again, of everybody whose link has room, that are overdue.
     pub(super) fn check_rounds(&mut self, now: Micros, out: &mut Outputs) {
         for round in &mut self.reads.rounds {
             if now.since(round.asked_at) < self.config.timers.confirm_retry_us {
@@ -239,7 +289,9 @@ impl WPaxos {
             self.counters.rounds_repeated += 1;
             for (node, link) in self.links.iter().enumerate() {
                 let node = NodeIndex(node as u8);
-                if link.is_up() && !round.confirmed.contains(node) {
+                let room = &mut out.room[node.index()];
+                if link.is_up() && *room > 0 && !round.confirmed.contains(node) {
+                    *room = room.saturating_sub(round.frame.len());
                     out.sends.push(crate::protocol::Send { to: node, frame: round.frame.clone(), after: RecordId(0) });
                 }
             }

@@ -7,8 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     Ballot, Counters, Inbound, Leading, Mutant, ObjectIndex, OwnRecord, Role, WPaxos,
-    message::{Reader, RejectHead, ballot_from},
-    phase1::{prepare_head, reject_head},
+    phase1::{prepare_head, read_rejects, reject_head},
 };
 use crate::{
     protocol::{Micros, Outputs, Record, RecordId},
@@ -39,7 +38,7 @@ impl WPaxos {
             let head = reject_head(Ballot::ZERO, *ballot, key);
             body.extend_from_slice(head.as_bytes());
             body.extend_from_slice(key);
-            if body.len() >= super::SPLIT_BYTES || number + 1 == heard.len() {
+            if body.len() >= wire::SPLIT_BYTES || number + 1 == heard.len() {
                 self.log_own(wire::frame(Kind::Reject, self.config.shard, self.config.version, &body));
                 body.clear();
             }
@@ -56,7 +55,7 @@ impl WPaxos {
             let known = &self.objects[*object];
             body.extend_from_slice(prepare_head(*ballot, known.applied, &known.key).as_bytes());
             body.extend_from_slice(&known.key);
-            if body.len() < super::SPLIT_BYTES && number + 1 < candidacies.len() {
+            if body.len() < wire::SPLIT_BYTES && number + 1 < candidacies.len() {
                 continue;
             }
             let frame = wire::frame(Kind::Prepare, self.config.shard, self.config.version, &body);
@@ -104,12 +103,7 @@ impl WPaxos {
 
     /// Ballots that this node had heard of, perhaps before anything else of their objects.
     fn replay_raises(&mut self, now: Micros, frame: &Frame) -> Result<(), FrameError> {
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
-            let head: &RejectHead = reader.take()?;
-            reader.zero(head.reserved)?;
-            let key = reader.key(head.key_bytes)?;
-            let heard = ballot_from(&reader, frame.config_version, head.higher)?;
+        for (key, heard) in read_rejects(frame)? {
             let object = self.object_of(key);
             self.raise(now, object, heard);
         }

@@ -6,10 +6,10 @@ use super::{Ballot, ObjectIndex, WPaxos, message::ForwardReplyHead};
 use crate::{
     command::{Command, Status, mark_retry},
     mutant::Mutant,
-    protocol::{Micros, Outputs, ReadMode, Reply, ReplyTo, Request},
+    protocol::{Micros, Outputs, ReadMode, RecordId, Reply, ReplyTo, Request},
     store::Judgement,
     topology::{NodeIndex, ZoneIndex},
-    wire::Kind,
+    wire::{ENTRIES_OPEN_MAX, Kind},
 };
 
 /// A place in the table of waiting requests, and which of its tenants.
@@ -179,8 +179,12 @@ impl WPaxos {
     /// A request of a client of this node.
     pub(super) fn accept_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs) {
         let origin = Origin::Client(request.reply_to);
-        let is_write = !is_round_read(request.command.op().is_write(), request.read);
-        if self.is_overloaded(is_write) || !self.is_admitted() || self.stopping {
+        if !request.command.is_request() {
+            // Whatever way it came: what is executed has to be read back from states and logs.
+            return self.send_answer(origin, None, Answer::refusal(Status::BadRequest), out);
+        }
+        let is_logged = !is_round_read(request.command.op().is_write(), request.read);
+        if self.is_overloaded(is_logged) || !self.is_admitted() || self.stopping {
             let status = if self.stopping { Status::ShuttingDown } else { Status::Overloaded };
             self.counters.overloaded += 1;
             let object = self.objects.find(request.command.key());
@@ -201,6 +205,7 @@ impl WPaxos {
         (is_logged && self.is_log_full && !self.config.has(Mutant::LogNeverFull))
             || self.requests.len() >= self.config.flow.requests_max
             || self.stream.inflight_bytes() >= self.config.flow.stream_inflight_bytes_max
+            || self.stream.last_seq() - self.stream.committed >= ENTRIES_OPEN_MAX as u64 / 2
     }
 
     /// Takes a request into the table and does with it what the object's role says. The owner's own path keeps nothing
@@ -335,7 +340,7 @@ impl WPaxos {
                     redirect: 0,
                     reserved: 0.into(),
                 };
-                self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
+                self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
         }
     }
@@ -371,7 +376,7 @@ impl WPaxos {
             Origin::Node { node, connection, .. } if self.links[node.index()].connection() != connection => {}
             Origin::Node { node, id, .. } => {
                 let head = ForwardReplyHead { id: id.into(), status: status as u8, ..*reply };
-                self.links[node.index()].put(Kind::ForwardReply, &head, &[value]);
+                self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     mutant::Mutant,
-    protocol::Micros,
+    protocol::{Micros, RecordId},
     topology::{NodeIndex, StealPolicy, ZoneIndex},
     wire::{Frame, FrameError, Kind},
 };
@@ -206,7 +206,7 @@ impl WPaxos {
         let target = live[(token % live.len() as u64) as usize];
         let known = &self.objects[object];
         let head = key_ballot_head(known.promised, &known.key);
-        self.links[target.index()].put(Kind::Handover, &head, &[&known.key]);
+        self.links[target.index()].put(Kind::Handover, RecordId::NONE, &head, &[&known.key]);
         self.counters.handovers_sent += 1;
     }
 
@@ -217,19 +217,20 @@ impl WPaxos {
         if !self.may_vote() {
             return Ok(());
         }
-        let mut reader = Reader::new(frame);
-        while !reader.is_empty() {
+        let rows = Reader::new(frame).rows(|reader| {
             let head: &KeyBallotHead = reader.take()?;
             reader.zero(head.reserved)?;
             let key = reader.key(head.key_bytes)?;
-            let ballot = ballot_from(&reader, frame.config_version, head.ballot)?;
+            Ok((key, ballot_from(reader, frame.config_version, head.ballot)?))
+        })?;
+        for (key, ballot) in rows {
             let object = self.object_of(key);
             self.hear(now, object, ballot);
             let known = &self.objects[object];
             let is_own = known.promised.owner() == Some(self.config.my_id());
             if known.promised > ballot && !(is_own && known.is_idle()) {
                 let head = reject_head(ballot, known.promised, &known.key);
-                self.links[from.index()].put(Kind::Reject, &head, &[&known.key]);
+                self.links[from.index()].put(Kind::Reject, RecordId::NONE, &head, &[&known.key]);
             } else if known.is_idle() {
                 self.counters.steals += 1;
                 self.start_phase1(now, object, None);

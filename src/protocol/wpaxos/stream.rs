@@ -13,7 +13,7 @@ use super::{
 use crate::{
     command::Command,
     protocol::Micros,
-    wire::{self, HEADER_BYTES, Kind},
+    wire::{self, HEADER_BYTES, Kind, WITHDRAWN_MAX},
 };
 
 /// An entry above the commit watermark.
@@ -198,7 +198,8 @@ impl OwnStream {
         self.first_frame + self.frames.len() as u64
     }
 
-    /// Makes a frame of the open batch, with the watermark as it is; nothing if there is nothing to tell.
+    /// Makes a frame of the open batch, with the watermark as far as one frame can list what is withdrawn below it; nothing if
+    /// there is nothing to tell.
     pub(super) fn seal(&mut self, shard: u16, version: u32) -> Option<Bytes> {
         if self.open.entries == 0 && self.announced == self.committed {
             return None;
@@ -207,21 +208,39 @@ impl OwnStream {
         if buffer.is_empty() {
             buffer.extend_from_slice(&[0; BATCH_START]);
         }
-        self.finish_batch(&mut buffer, (self.sealed_seq() + 1, self.open.entries), (self.announced, self.committed));
+        let (announced, to) = (self.announced, self.told_at_once(self.announced, self.committed));
+        self.finish_batch(&mut buffer, (self.sealed_seq() + 1, self.open.entries), (announced, to));
         wire::finish(&mut buffer, 0, Kind::AcceptBatch, shard, version);
         self.usual_bytes = buffer.len().max(512);
         self.open = Open::default();
-        (self.announced, self.unannounced_since) = (self.committed, None);
+        (self.announced, self.unannounced_since) = (to, self.unannounced_since.filter(|_| to < self.committed));
         let bytes = buffer.freeze();
         self.retained_bytes += bytes.len();
-        let (last_seq, commit_to) = (self.last_seq(), self.committed);
-        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq, commit_to });
+        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq: self.last_seq(), commit_to: to });
         Some(bytes)
     }
 
-    /// A commit watermark for one receiver that comes back: from where it stands to what it has, or what is committed.
-    pub(super) fn commit_frame(&self, from: u64, to: u64, shard: u16, version: u32) -> Bytes {
+    /// A commit watermark for one receiver that comes back: from where it stands to what it has, or what is committed; at least
+    /// one frame.
+    pub(super) fn commit_frames(&self, from: u64, to: u64, shard: u16, version: u32) -> Vec<Bytes> {
         assert!(self.trimmed <= from && to <= self.committed, "the fate of {from}..{to} is known");
+        let (mut frames, mut from) = (Vec::new(), from);
+        loop {
+            let told = self.told_at_once(from, to);
+            frames.push(self.commit_frame(from, told, shard, version));
+            if told == to {
+                return frames;
+            }
+            from = told;
+        }
+    }
+
+    /// How far one frame can move the watermark towards `to`: it lists at most [`WITHDRAWN_MAX`] exceptions.
+    fn told_at_once(&self, from: u64, to: u64) -> u64 {
+        self.withdrawn_in(from, to).nth(WITHDRAWN_MAX).map_or(to, |first_untold| first_untold - 1)
+    }
+
+    fn commit_frame(&self, from: u64, to: u64, shard: u16, version: u32) -> Bytes {
         let mut buffer = BytesMut::with_capacity(BATCH_START);
         buffer.extend_from_slice(&[0; BATCH_START]);
         self.finish_batch(&mut buffer, (to + 1, 0), (from, to));

@@ -1,6 +1,7 @@
 //! Directed tests: what each message does, on clusters whose links the test holds in its hands. What only many histories
 //! find is in `crate::sim`.
 
+mod encoding;
 #[cfg(feature = "sim")]
 mod newcomers;
 #[cfg(feature = "sim")]
@@ -308,7 +309,7 @@ fn a_promise_has_the_state_that_the_candidate_lacks_and_the_tail() {
     let head: &PromiseHead = reader.take().unwrap();
     assert_eq!((head.ballot.get(), head.applied.get(), head.tail.get()), (ballot(1, 1, 3).number, 1, 1));
     assert_eq!(reader.key(head.key_bytes), Ok(b"k".as_slice()));
-    assert_eq!(reader.state().unwrap().value.as_deref(), Some(&b"a"[..]));
+    assert_eq!(reader.state(head.state_bytes, 1).unwrap().value.as_deref(), Some(&b"a"[..]));
     let tail: &TailHead = reader.take().unwrap();
     assert_eq!((tail.slot.get(), tail.ballot.get(), tail.decided), (2, ballot(1, 1, 1).number, 0));
     bench.give(1, 2, &promise);

@@ -63,7 +63,7 @@ pub enum Step {
 }
 
 impl Step {
-    const fn from_wire(number: u8) -> Option<Self> {
+    pub(super) const fn from_wire(number: u8) -> Option<Self> {
         Some(match number {
             0 => Self::Prepare,
             1 => Self::Promised,
@@ -229,6 +229,12 @@ impl WPaxos {
         let named = versions.named.len();
         let known = (0..named).map(|node| versions.known(NodeIndex(node as u8))).collect();
         Membership { version: versions.version, vote, incarnations: known }
+    }
+
+    /// As an acceptor of the next version: the ballot that is promised, and the one that a value is accepted at, 0 if none is.
+    pub(super) fn version_votes(&self) -> (u64, u64) {
+        let accepted = self.versions.accepted.as_ref().map_or(0, |(ballot, _)| *ballot);
+        (self.versions.promised, accepted)
     }
 
     /// Everything that is to be known after a restart, in one record: it is small, and changes seldom.

@@ -58,6 +58,9 @@ impl WPaxos {
             Role::Preparing(_) => Taking::UnderWay,
             Role::Idle => {
                 self.start_phase1(now, object, None);
+                if self.objects[object].is_idle() {
+                    return Taking::Refused("the object's ballots have reached their highest round");
+                }
                 Taking::UnderWay
             }
         }

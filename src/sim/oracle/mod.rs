@@ -7,17 +7,19 @@
 //! |---|---|---|
 //! | `agreement` | 1, 2, 6: one command per slot, by a Q2, one owner per ballot | tails, executed slots, leads, restarts |
 //! | `promises` | 3, 4: promises never fall, nothing is accepted below one | `promised`, new entries, what left the node |
+//! | `durability` | nothing leaves, or counts, before its record is durable | records, frames as they leave, executed slots |
 //! | `replicas` | 5: as much executed, the same state | a node's state whenever it has executed more |
 //! | `once` | 7: at most once; each request answered once, and rightly | requests, answers, decided commands, states |
 //! | [`linear`] | 8: linearizable per key | calls and returns of the clients |
 //! | `liveness` | 9: everything ends, all become equal | open requests, a snapshot of each node |
 //! | `memory` | bounded memory | samples of sizes |
-//! | `observer` | feeds the first four from a `WPaxos` | a node after each of its inputs |
+//! | `observer` | feeds most of them from a `WPaxos` | a node after each of its inputs |
 //!
 //! Keys are numbers here: the simulator's keys are `key-<number>` ([`key_name`]). The first 8 bytes of a value are a number
 //! too, little-endian, unique per write; 0 stands for no value ([`value_number`]).
 
 mod agreement;
+mod durability;
 pub mod linear;
 mod liveness;
 mod memory;
@@ -30,6 +32,7 @@ use std::fmt;
 
 pub use crate::linear::value_number;
 pub use agreement::{Accepted, Agreement, Held};
+pub use durability::{Durability, Ledger, SharedLedger};
 pub use liveness::{Liveness, Snapshot};
 pub use memory::{Memory, Sizes};
 pub use observer::Observer;
@@ -66,6 +69,10 @@ pub enum Rule {
     AppliedFalls,
     /// An object holds nothing but what somebody asked to write to it.
     StrayValue,
+    /// Nothing leaves a node, or counts as decided, before what it rests on is durable.
+    LeftTooEarly,
+    /// What a node has written or sent cannot be read by the reader that ships.
+    Unreadable,
     /// Memory stays within the bounds that the tuning gives.
     Memory,
     /// An assertion of the core itself.
@@ -85,7 +92,13 @@ impl Rule {
             Self::ExecutedTwice => 7,
             Self::NotLinearizable => 8,
             Self::NotConverged | Self::Unanswered => 9,
-            Self::WrongAnswer | Self::AppliedFalls | Self::StrayValue | Self::Memory | Self::Core => return None,
+            Self::WrongAnswer
+            | Self::AppliedFalls
+            | Self::StrayValue
+            | Self::LeftTooEarly
+            | Self::Unreadable
+            | Self::Memory
+            | Self::Core => return None,
         })
     }
 
@@ -105,6 +118,8 @@ impl Rule {
             Self::WrongAnswer => "answers are right",
             Self::AppliedFalls => "nothing executed is forgotten",
             Self::StrayValue => "no value from nowhere",
+            Self::LeftTooEarly => "nothing leaves before its record",
+            Self::Unreadable => "what is written can be read",
             Self::Memory => "bounded memory",
             Self::Core => "the core's own assertions",
         }

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Accepted, Agreement, Held, Once, Promises, Replicas, Rule, Snapshot, Violation, key_number, value_number};
+use super::{
+    Accepted, Agreement, Durability, Held, Once, Promises, Replicas, Rule, Snapshot, Violation, key_number,
+    value_number,
+};
 use crate::{
     protocol::{
         Protocol,
@@ -36,6 +39,8 @@ pub struct Observer {
     agreement: Agreement,
     promises: Promises,
     replicas: Replicas,
+    /// What logs hold is told to this one directly; what is executed, the observer tells it.
+    pub durability: Durability,
     /// What clients ask and are answered is told to this one directly; what takes effect, the observer tells it.
     pub once: Once,
     /// By node, then shard: the objects in the order in which the node lists them.
@@ -47,6 +52,7 @@ impl Observer {
     pub fn new(quorums: Quorums, nodes: usize, shards: u16) -> Self {
         let node = || (0..shards).map(|_| Vec::new()).collect();
         Self {
+            durability: Durability::new(quorums.clone(), nodes, shards),
             agreement: Agreement::new(quorums, nodes),
             promises: Promises::new(nodes),
             replicas: Replicas::new(nodes),
@@ -103,6 +109,7 @@ impl Observer {
         if object.applied != seen.applied {
             self.replicas.executed(node, key, object.applied, object.state)?;
             self.agreement.executed(node, key, object.applied)?;
+            self.durability.executed(shard, key, object.key, object.applied)?;
             let state = (object.state.version, value_number(object.state.value.as_deref()));
             let agreement = &self.agreement;
             self.once.state(node, key, object.applied, state, |slot| agreement.decided(key, slot))?;
@@ -148,6 +155,7 @@ impl Observer {
     pub fn replaced(&mut self, node: NodeIndex, cores: &[&WPaxos]) -> Result<(), Violation> {
         self.agreement.replaced(node);
         self.promises.replaced(node);
+        self.durability.replaced(node);
         self.begin_anew(node, cores)
     }
 

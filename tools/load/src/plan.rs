@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde_json::{Value, json};
 use wpaxos::{
     protocol::ReadMode,
+    server::keeps_nothing,
     topology::Cluster,
     tuning::{Durability, Tuning},
 };
@@ -518,10 +519,8 @@ fn local_plan(args: &RunArgs) -> Result<LocalPlan, PlanError> {
         return wrong(format!("--zones {zones} times --nodes {nodes} is {}: at most 128", usize::from(zones) * nodes));
     }
     let durability = args.durability.unwrap_or_default();
-    if durability == Durability::None && args.data.is_some() {
-        return wrong(
-            "--durability none keeps nothing: leave out --data, or give --durability sync or async".to_owned(),
-        );
+    if let (Durability::None, Some(data)) = (durability, &args.data) {
+        return wrong(format!("--durability none: {}", keeps_nothing(data)));
     }
     let tuning = match &args.tuning[..] {
         [] => Tuning::default(),

@@ -12,6 +12,7 @@ use wpaxos::mutant::Mutant;
 /// 1 something was; 2 the command line is wrong; 3 the JSON file cannot be written.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "wpaxos-sim", version, about)]
+#[command(group(clap::ArgGroup::new("stepped").args(["seed", "hostile"]).multiple(true)))]
 pub struct Args {
     /// Make only the run of this seed.
     #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "first", "minutes"])]
@@ -53,8 +54,12 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "seed")]
     pub operations: Option<usize>,
     /// End the run after so many events.
-    #[arg(long, value_name = "N", requires = "seed")]
+    #[arg(long, value_name = "N", requires = "stepped")]
     pub steps: Option<u64>,
+    /// Instead of whole clusters: a few cores, one of whose peers is hostile. It is accepted and sends what it likes, with
+    /// right checksums; no other node may panic, or log or keep what it cannot read again.
+    #[arg(long, conflicts_with_all = ["mutant", "trace", "shrink", "without", "operations", "json"])]
+    pub hostile: bool,
     /// Also write what was found as JSON to this file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

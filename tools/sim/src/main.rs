@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wpaxos::mutant::Mutant;
-use wpaxos_sim::{args::Args, logs, many, one};
+use wpaxos_sim::{args::Args, hostile, logs, many, one};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -16,6 +16,9 @@ fn main() -> ExitCode {
     }
     if args.logs {
         return if logs::many(&args) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if args.hostile {
+        return if hostile::run_all(&args) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let total = match args.seed {
         Some(seed) => one::run(&args, seed),

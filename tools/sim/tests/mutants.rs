@@ -19,14 +19,13 @@ const SEEDS: u64 = 400;
 /// Bugs that need so many seeds.
 const RARE: &[(Mutant, u64)] = &[
     (Mutant::PromiseWithoutDecided, 1000),
-    (Mutant::RestartForgetsRefusals, 1000),
     (Mutant::ForgetfulVouch, 1500),
     (Mutant::CheckpointWithoutRefusals, 2000),
     (Mutant::VersionByOne, 2500),
-    (Mutant::PrepareBeforeDurable, 2000),
+    (Mutant::PrepareBeforeOwnRecord, 2000),
+    (Mutant::ConfirmByCandidate, 2000),
     (Mutant::ObjectionNotSent, 2000),
     (Mutant::ObjectionsIgnored, 2000),
-    (Mutant::ResumeBeforeDurable, 3000),
     (Mutant::PromiseOfAnotherBallot, 3000),
 ];
 
@@ -40,8 +39,6 @@ const DIRECTED: &[Mutant] = &[
     Mutant::InstalledUntold,
     Mutant::WithdrawnLeft,
     Mutant::EndedStreamsFull,
-    Mutant::CatchUpUnlogged,
-    Mutant::RaisesUnlogged,
     Mutant::SessionVouches,
     Mutant::CheckpointUnclaimed,
     Mutant::MergeFromOne,

@@ -1,7 +1,10 @@
 //! Planted bugs that hardly any history meets by chance, or that need a restart: each changes what a directed test sees.
 
 use super::{
-    super::message::{Reached, SkipBody},
+    super::{
+        link::CatchUp,
+        message::{Reached, SkipBody},
+    },
     *,
 };
 use crate::{
@@ -155,6 +158,60 @@ fn what_must_wait_for_the_log_waits() {
         leaves_early(&mut bench, 1, Kind::Promise)
     };
     assert_eq!(both(Mutant::PromiseBeforeDurable, promise), (false, true));
+}
+
+#[test]
+fn a_prepare_that_is_repeated_in_its_own_turn_waits_for_its_record() {
+    let scenario = |mutant| {
+        let mut bench = three(mutant);
+        bench.cut(0, 1);
+        bench.ask_as(0, 1, ReadMode::Confirm, Action::Put(b"a"));
+        let (node, now, out) = (&mut bench.nodes[0], bench.now, &mut bench.outs[0]);
+        node.on_link_up(now, NodeIndex(1), 101, out);
+        // As a Resume that is behind has it, which sends what the link has gathered before the turn ends.
+        node.links[1].catch_up = Some(CatchUp { from_seq: 1, cursor: 0 });
+        node.on_tick(now, out);
+        node.flush(now, out);
+        let is_prepare = |frame: &Bytes| wire::parse(frame.clone()).unwrap().kind == Kind::Prepare;
+        let own = out.records.iter().find(|record| is_prepare(&record.frame)).expect("it is logged").id;
+        let sent: Vec<_> = out.sends.iter().filter(|send| send.to == NodeIndex(1) && is_prepare(&send.frame)).collect();
+        assert!(!sent.is_empty(), "it is sent");
+        sent.iter().all(|send| send.after >= own)
+    };
+    assert_eq!(both(Mutant::PrepareBeforeOwnRecord, scenario), (true, false));
+}
+
+#[test]
+fn an_owner_that_has_taken_the_object_confirms_no_read_of_the_one_before() {
+    let scenario = |mutant| {
+        let mut bench = three(mutant);
+        bench.ask(0, 1, Action::Put(b"a"));
+        bench.settle();
+        // Node 2 takes the object and writes, while node 0 is cut off from it and hears nothing of node 1.
+        bench.cut(0, 2);
+        let object = bench.nodes[2].objects.find(b"k").unwrap();
+        bench.nodes[2].start_phase1(bench.now, object, None);
+        bench.flush(2);
+        bench.ask(2, 2, Action::Put(b"b"));
+        for _ in 0..3 {
+            bench.deliver(2, 1);
+            bench.deliver(1, 2);
+            bench.pass(2000);
+        }
+        bench.links[1][0].clear();
+        bench.connect(0, 2);
+        bench.ask(0, 3, Action::Get);
+        let asked = [bench.take(0, 1), bench.take(0, 2)].concat();
+        let confirm = of_kind(&asked, Kind::Confirm).remove(0);
+        bench.take(2, 0);
+        bench.give(0, 2, &confirm);
+        let reply = of_kind(&bench.take(2, 0), Kind::ConfirmReply).remove(0);
+        bench.give(2, 0, &reply);
+        (bench.leads(0), bench.replies[1..].to_vec())
+    };
+    let (right, wrong) = both(Mutant::ConfirmByCandidate, scenario);
+    assert_eq!(right, (false, vec![(2, Status::Ok, 2)]));
+    assert_eq!(wrong, (true, vec![(2, Status::Ok, 2), (3, Status::Ok, 1)]));
 }
 
 #[test]
