@@ -8,6 +8,7 @@
 //! ```
 
 use bytes::BufMut;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U32, U64},
@@ -346,6 +347,15 @@ impl<'a> Command<'a> {
         }
     }
 
+    /// What tells it from another command on the same key that its client gave the same id by mistake: operation, value and
+    /// expectation as a number. Two that differ have the same number once in 2^32.
+    pub fn digest(&self) -> u32 {
+        let start = size_of::<CommandHeader>() + self.header.key_bytes.get() as usize;
+        let shape = u64::from(self.header.op) | u64::from(self.header.flags & FLAG_EXPECT_MASK) << 8;
+        let seed = shape | u64::from(self.header.value_bytes.get()) << 16;
+        xxh3_64_with_seed(&self.bytes[start..], seed) as u32
+    }
+
     /// What it does, as it was given to [`NewCommand`].
     pub fn action(&self) -> Action<'a> {
         match self.op() {
@@ -381,6 +391,8 @@ pub enum Status {
     Duplicate = 3,
     /// A retry that can no longer be judged: it may or may not have been executed before, and is not executed now.
     OutcomeUnknown = 4,
+    /// Not a retry, and a command of its client with its id was executed before: this one, or another. It is not executed now.
+    IdTaken = 5,
     /// Refused: too much is in flight. It did not happen.
     Overloaded = 16,
     /// Gave up in time; it did not happen and will not.
@@ -391,6 +403,11 @@ pub enum Status {
     BadRequest = 19,
     /// Refused: the replica is stopping. It did not happen.
     ShuttingDown = 20,
+    /// Refused: another command of its client with its id was executed before. It did not happen.
+    IdReused = 21,
+    /// Refused: not a retry, and its id is so far below others of its client that it cannot be told from those that were
+    /// executed. It did not happen.
+    IdStale = 22,
 }
 
 impl Status {
@@ -402,11 +419,14 @@ impl Status {
             2 => Self::CasFailed,
             3 => Self::Duplicate,
             4 => Self::OutcomeUnknown,
+            5 => Self::IdTaken,
             16 => Self::Overloaded,
             17 => Self::TimeoutNotDone,
             18 => Self::TimeoutMaybeDone,
             19 => Self::BadRequest,
             20 => Self::ShuttingDown,
+            21 => Self::IdReused,
+            22 => Self::IdStale,
             _ => return None,
         })
     }
@@ -418,7 +438,15 @@ impl Status {
 
     /// Whether it is certain that the command has not been and will not be executed.
     pub const fn is_refused(self) -> bool {
-        matches!(self, Self::Overloaded | Self::TimeoutNotDone | Self::BadRequest | Self::ShuttingDown)
+        matches!(
+            self,
+            Self::Overloaded
+                | Self::TimeoutNotDone
+                | Self::BadRequest
+                | Self::ShuttingDown
+                | Self::IdReused
+                | Self::IdStale
+        )
     }
 }
 
@@ -452,8 +480,35 @@ mod tests {
             let command = Command::parse(&bytes).unwrap();
             assert_eq!((command.client(), command.id(), command.key()), (7, 9, b"key".as_slice()));
             assert_eq!((command.action(), command.is_retry()), (action, false));
+            let digest = command.digest();
             mark_retry(&mut bytes);
-            assert!(Command::parse(&bytes).unwrap().is_retry());
+            let retry = Command::parse(&bytes).unwrap();
+            assert!(retry.is_retry());
+            assert_eq!(retry.digest(), digest, "a retry is the same command");
+        }
+    }
+
+    #[test]
+    fn commands_that_differ_have_different_digests() {
+        let cas = |expect, value| Action::CompareAndSwap { expect, value };
+        let actions = [
+            Action::Get,
+            Action::Put(b""),
+            Action::Put(b"a"),
+            Action::Put(b"b"),
+            Action::Put(b"a\0"),
+            Action::Delete,
+            cas(Expect::Absent, b"a"),
+            cas(Expect::Value(b""), b"a"),
+            cas(Expect::Value(b"a"), b""),
+            cas(Expect::Value(b"12345678"), b"a"),
+            cas(Expect::Version(u64::from_le_bytes(*b"12345678")), b"a"),
+            cas(Expect::Value(b"a12345678"), b""),
+        ];
+        let digests: Vec<u32> =
+            actions.iter().map(|action| Command::parse(&encoded(*action)).unwrap().digest()).collect();
+        for (place, digest) in digests.iter().enumerate() {
+            assert!(!digests[..place].contains(digest), "{:?} is taken for another", actions[place]);
         }
     }
 

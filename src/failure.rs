@@ -7,7 +7,7 @@
 //! | 3 | an address is in use |
 //! | 4 | the environment does not allow it: locked memory, io_uring, an address that is not ours |
 //! | 5 | refused: by peers, because another process runs as this node; by the master, because its id is alive |
-//! | 6 | a second signal came before the replica had stopped |
+//! | 6 | a second SIGTERM or SIGINT came before the replica had stopped |
 //! | 7 | the data directory is refused: another node's, another format, in use, or to be left unused |
 //! | 8 | the disk: it is full, or reading or writing failed |
 //! | 9 | the data directory is damaged: a file is not as it was written, is missing, or contradicts the others |

@@ -22,6 +22,7 @@
 //! | [`server`], [`local`] | one replica; a whole cluster in one process |
 //! | [`master`] | hands one configuration to all replicas and clients that ask for it |
 //! | [`failure`] | why a replica ended, and its exit codes |
+//! | [`diagnostics`] | what processes say to people, which nothing that serves waits for |
 //! | [`client`] | the client library: topology-aware and pipelined |
 //! | [`cmd`] | `wpaxos cmd`: one-off commands |
 //! | `sim` (feature `sim`) | the deterministic simulator: whole clusters in virtual time, faults, oracles |
@@ -34,6 +35,7 @@ pub mod client;
 pub mod cmd;
 pub mod command;
 pub mod config;
+pub mod diagnostics;
 pub mod failure;
 pub mod linear;
 pub mod local;

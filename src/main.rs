@@ -1,7 +1,7 @@
 //! The `wpaxos` binary: see `wpaxos --help`.
 
 use std::{
-    io::IsTerminal,
+    io::{self, IsTerminal},
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
@@ -11,7 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 use wpaxos::{
     cmd::{self, CmdArgs},
+    complain,
     config::{ConfigError, Configuration},
+    diagnostics,
     failure::Failure,
     local::{LocalCluster, LocalHttp, LocalOptions},
     master::{self, MasterArgs, MasterError, Place, Registration},
@@ -22,12 +24,12 @@ use wpaxos::{
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0   stopped when told to (SIGTERM, SIGINT)
+  0   stopped when told to (SIGTERM, SIGINT, SIGHUP)
   2   the command line, the cluster file or the tuning file is wrong
   3   an address is in use
   4   the environment does not allow it: locked memory, io_uring, an address that is not ours
   5   refused: by the peers (another process runs as this node), or by the master (its id is alive, or unknown)
-  6   a second signal came before it had stopped
+  6   a second SIGTERM or SIGINT came before it had stopped
   7   the data directory is refused: another node's, another format, in use, or to be left unused
   8   the disk: it is full, or reading or writing failed
   9   the data directory is damaged: a file is not as it was written, is missing, or contradicts the others
@@ -196,7 +198,10 @@ enum StealName {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.log);
+    if let Err(error) = start_log(cli.log) {
+        complain!("wpaxos: cannot write diagnostics: {error}");
+        return ExitCode::from(Failure::Environment(String::new()).exit_code() as u8);
+    }
     exit_on_panic();
     let ended = match cli.command {
         Command::Server(args) => server(args),
@@ -205,9 +210,12 @@ fn main() -> ExitCode {
         Command::Cmd(args) => return one_off(args),
     };
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            diagnostics::settle();
+            ExitCode::SUCCESS
+        }
         Err(failure) => {
-            eprintln!("wpaxos: {failure}");
+            diagnostics::last_words(&format!("wpaxos: {failure}"));
             ExitCode::from(failure.exit_code() as u8)
         }
     }
@@ -215,12 +223,12 @@ fn main() -> ExitCode {
 
 fn one_off(args: CmdArgs) -> ExitCode {
     cmd::run(args).unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        complain!("error: {error}");
         error.exit_code()
     })
 }
 
-fn start_log(level: LogLevel) {
+fn start_log(level: LogLevel) -> io::Result<()> {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
@@ -229,9 +237,7 @@ fn start_log(level: LogLevel) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(colours);
-    log.with_writer(std::io::stderr).init();
+    diagnostics::begin(level, io::stderr().is_terminal())
 }
 
 fn server(args: ServerArgs) -> Result<(), Failure> {
@@ -320,21 +326,22 @@ fn local(args: LocalArgs) -> Result<(), Failure> {
 
 fn print_local(local: &LocalCluster) {
     let cluster = local.cluster();
-    println!("cluster '{}' is up; {}", cluster.name, local.kept());
+    let mut text = format!("cluster '{}' is up; {}\n", cluster.name, local.kept());
     for member in &cluster.nodes {
         let addresses: Vec<_> = member.shards.iter().map(ToString::to_string).collect();
         let http = member.http.map(|http| format!("  http://{http}")).unwrap_or_default();
-        println!("  {}  {}{http}", member.id, addresses.join("  "));
+        text += &format!("  {}  {}{http}\n", member.id, addresses.join("  "));
     }
     let seed = local.seeds()[0];
-    println!("try, in another terminal:");
-    println!("  wpaxos cmd --seed {seed} put greeting hello");
-    println!("  wpaxos cmd --seed {seed} get greeting");
+    text += "try, in another terminal:\n";
+    text += &format!("  wpaxos cmd --seed {seed} put greeting hello\n");
+    text += &format!("  wpaxos cmd --seed {seed} get greeting\n");
     if let Some(http) = local.http().first() {
-        println!("  curl http://{http}/greeting");
+        text += &format!("  curl http://{http}/greeting\n");
     }
-    println!("  wpaxos-load run --seed-address {seed}");
-    println!("Ctrl-C stops it");
+    text += &format!("  wpaxos-load run --seed-address {seed}\n");
+    text += "Ctrl-C stops it\n";
+    diagnostics::announce(&text);
 }
 
 fn signals() -> Result<Arc<AtomicBool>, Failure> {

@@ -70,6 +70,7 @@ mutants! {
     PrepareOnce, "prepare-once", "A Prepare is never sent again.";
 
     // Phase 2: the owner.
+    WithdrawnSent, "withdrawn-sent", "Entries that were withdrawn before they were sent go in full.";
     WithdrawnCommitted, "withdrawn-committed", "The watermark commits withdrawn entries too.";
     RefusalKeepsLead, "refusal-keeps-lead", "A refusal withdraws its entry, but does not end the lead.";
     RefusalsAfterAck, "refusals-after-ack", "The number in an ack counts before the refusals beside it.";
@@ -146,6 +147,10 @@ mutants! {
     ObjectionNotSent, "objection-not-sent", "Who promised higher confirms a read all the same.";
     ConfirmByCandidate, "confirm-by-candidate", "Who has promised higher to itself, as a candidate or new owner, confirms a read.";
     SilentObjection, "silent-objection", "Who promised higher does not answer a round at all.";
+    ReadMakesObject, "read-makes-object", "A read of what nobody has heard of takes it into phase 1.";
+    AbsentUnasked, "absent-unasked", "What a node has not heard of is not found, without asking anybody.";
+    ProbeOneShort, "probe-one-short", "What one node less than a Q1 has not heard of is not found.";
+    LearnerProbed, "learner-probed", "A node without a vote says what it has not heard of.";
     ObjectionsIgnored, "objections-ignored", "An owner takes an objection for a confirmation.";
 }
 

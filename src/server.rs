@@ -13,6 +13,10 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::{
+    consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXFSZ},
+    flag,
+};
 
 use crate::{
     failure::{Failure, StartError},
@@ -289,30 +293,55 @@ impl Drop for Starting {
 
 /// Ends the process when any of its threads panics: a replica goes down as a whole, never one core alone.
 pub fn exit_on_panic() {
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if STARTING.load(Ordering::SeqCst) > 0 {
             return;
         }
-        report(info);
-        eprintln!("wpaxos: a bug ends this replica (exit code {})", crate::failure::EXIT_BUG);
-        std::process::exit(crate::failure::EXIT_BUG);
+        let code = crate::failure::EXIT_BUG;
+        crate::diagnostics::report_panic(info, &format!("wpaxos: a bug ends this replica (exit code {code})"));
+        std::process::exit(code);
     }));
 }
 
-/// Sets the returned flag on SIGTERM or SIGINT; a second signal ends the process at once.
+/// Signals that would end a process, and that no operator means to end one with. SIGXFSZ is among them: a log that has grown
+/// to the largest size that is allowed is an error of the disk then, and said.
+const IGNORED_SIGNALS: [i32; 9] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXFSZ, SIGSTKFLT, SIGPWR];
+/// Real-time signals, as far as the C library leaves them to programs.
+const REALTIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
+const SIGSTKFLT: i32 = 16;
+const SIGPWR: i32 = 30;
+
+/// Sets the returned flag on SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT ends the process at once. A SIGHUP that was
+/// ignored when the process began, as `nohup` has it, stays ignored. Signals that nobody means to end a process with do nothing
+/// from now on: SIGUSR1, SIGUSR2, timers, real-time signals. SIGPIPE does nothing anyway.
 ///
 /// # Errors
 /// If the handlers cannot be installed.
 pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGTERM, SIGINT] {
         let code = crate::failure::EXIT_SECOND_SIGNAL;
         // In this order: the first signal finds the flag unset, the second finds it set.
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&told))?;
+        flag::register(signal, Arc::clone(&told))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    if !is_ignored(SIGHUP) {
+        flag::register(SIGHUP, Arc::clone(&stop))?;
+    }
+    let unheard = Arc::new(AtomicBool::new(false));
+    for signal in IGNORED_SIGNALS.into_iter().chain(REALTIME_SIGNALS) {
+        flag::register(signal, Arc::clone(&unheard))?;
     }
     Ok(stop)
+}
+
+/// Whether this process began with a signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// Lets this process have as many open files as it may: a connection is one, and the usual limit is for programs that have few.

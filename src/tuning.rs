@@ -98,6 +98,9 @@ pub struct Flow {
     pub link_queue_bytes_max: usize,
     /// Native client connections of one node; further ones are refused with a reason.
     pub client_connections_max: usize,
+    /// Bytes that the clients of one shard may hold: frames that are not whole, requests that wait, answers that are not taken,
+    /// bodies and answers of HTTP. Over it requests are refused, and who holds the most is closed.
+    pub client_memory_bytes_max: usize,
     /// Unanswered requests of one client connection at which it is read no further.
     pub client_requests_max: usize,
     /// Unsent bytes of answers to one client connection at which it is read no further.
@@ -113,6 +116,7 @@ impl Default for Flow {
             stream_unacked_bytes_max: 16_777_216,
             link_queue_bytes_max: 8_388_608,
             client_connections_max: 4096,
+            client_memory_bytes_max: 268_435_456,
             client_requests_max: 16_384,
             client_queue_bytes_max: 8_388_608,
         }
@@ -158,6 +162,10 @@ pub struct Timers {
     pub reconnect_min_us: u64,
     /// The longest wait before a lost link is dialled again.
     pub reconnect_max_us: u64,
+    /// A client's frame must be whole so long after its first byte.
+    pub client_frame_timeout_us: u64,
+    /// A client must take some byte of an answer within this time.
+    pub client_unread_timeout_us: u64,
     /// How long a stopping replica goes on to answer what waits.
     pub stop_grace_us: u64,
 }
@@ -182,6 +190,8 @@ impl Default for Timers {
             tick_us: 1000,
             reconnect_min_us: 20_000,
             reconnect_max_us: 1_000_000,
+            client_frame_timeout_us: 30_000_000,
+            client_unread_timeout_us: 30_000_000,
             stop_grace_us: 500_000,
         }
     }

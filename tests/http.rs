@@ -226,7 +226,10 @@ fn paxis_clients_find_what_they_expect() {
     let read = r#"{"Key":5,"Value":null,"ClientID":"1.1","CommandID":8}"#;
     assert_eq!(raw.ask("POST", "/", "", read.as_bytes()).text(), "world");
     let repeated = raw.ask("PUT", "/", "", body.as_bytes());
-    assert_eq!((repeated.code, repeated.header("version")), (200, Some("3")), "it was executed once");
+    assert_eq!((repeated.code, repeated.header("version")), (200, Some("4")), "a ClientID like 1.1 is a replica's");
+    let named = body.replace("1.1", "me");
+    let versions = [(); 2].map(|()| raw.ask("PUT", "/", "", named.as_bytes()).header("version").map(str::to_owned));
+    assert_eq!(versions, [Some("5".to_owned()), Some("5".to_owned())], "it was executed once");
     for target in ["/history?key=5", "/crash?t=1", "/drop?id=1.2&t=1"] {
         raw.send(format!("GET {target} HTTP/1.1\r\n{common}Accept-Encoding: gzip\r\n\r\n"));
         assert_eq!(raw.answer().code, 200, "{target}");
@@ -296,18 +299,27 @@ fn a_command_with_the_same_id_is_executed_once_wherever_it_is_sent() {
     let first = with(0, "a", "1", "", "first");
     assert_eq!((first.code, first.header("id"), first.header("cid")), (200, Some("a"), Some("1")));
     for node in [0, 1, 2, 0] {
-        let again = with(node, "a", "1", "Retry: 1\r\n", "again");
-        assert_eq!((again.code, again.header("version")), (200, Some("1")), "node {node}");
+        for retry in ["", "Retry: 1\r\n"] {
+            let again = with(node, "a", "1", retry, "first");
+            let is = (again.code, again.header("version"), again.header("outcome"));
+            assert_eq!(is, (200, Some("1"), Some("repeated")), "node {node}, {retry:?}");
+            let other = with(node, "a", "1", retry, "another value");
+            assert_eq!((other.code, other.header("outcome")), (422, Some("not-done")), "node {node}: {}", other.text());
+        }
     }
     assert_eq!(get(http[1], "/once").text(), "first");
     assert_eq!(with(1, "b", "1", "", "another client").header("version"), Some("2"));
     assert_eq!(with(1, "a", "2", "", "another command").header("version"), Some("3"));
     let older = with(2, "a", "1", "Retry: 1\r\n", "again");
     assert_eq!((older.code, older.header("outcome")), (200, Some("repeated")), "its outcome is not kept");
+    let claimed = with(2, "a", "1", "", "new, it says");
+    assert_eq!((claimed.code, claimed.header("outcome")), (409, Some("repeated")), "{}", claimed.text());
     for (count, version) in (4..8).zip(4..) {
         let headers = ["", "Id: a\r\n", "Cid: 1\r\n", "Id: \r\nCid: 1\r\n"][count - 4];
         let each = Raw::connect(http[0]).ask("PUT", "/once", headers, b"each");
         assert_eq!(each.header("version"), Some(version.to_string().as_str()), "{headers:?} names no command");
+        let retry = Raw::connect(http[0]).ask("PUT", "/once", &format!("{headers}Retry: 1\r\n"), b"each");
+        assert_eq!(retry.code, 400, "nobody knows what is sent again: {}", retry.text());
     }
     for headers in ["Id: a\r\nCid: x\r\n", "Id: a\r\nCid: -1\r\n", "Cid: 1\r\nCid: 2\r\n", "Id: a\r\nId: b\r\n"] {
         assert_eq!(Raw::connect(http[0]).ask("PUT", "/once", headers, b"x").code, 400, "{headers:?}");
@@ -317,10 +329,53 @@ fn a_command_with_the_same_id_is_executed_once_wherever_it_is_sent() {
     for writer in 0..writers {
         assert_eq!(with(0, &format!("writer {writer}"), "1", "", "new").code, 200);
     }
-    let forgotten = with(0, "a", "2", "Retry: 1\r\n", "again");
+    let forgotten = with(0, "a", "2", "Retry: 1\r\n", "another command");
     assert_eq!((forgotten.code, forgotten.header("outcome")), (409, Some("unknown")), "{}", forgotten.text());
     let version = (7 + writers).to_string();
     assert_eq!(get(http[1], "/once").header("version"), Some(version.as_str()));
+    local.stop().unwrap();
+}
+
+/// Paxi's tools count from 1 in every process, and with `-id` they all send the same Id.
+#[test]
+fn what_paxis_tools_write_under_a_replicas_name_is_always_written() {
+    let (local, http) = start(options());
+    let put = |cid: u64, key: &str, value: &str| {
+        Raw::connect(http[0]).ask("PUT", key, &format!("Id: 1.1\r\nCid: {cid}\r\n"), value.as_bytes())
+    };
+    let (first, second) = (put(1, "/9", "first"), put(1, "/9", "second"));
+    assert_eq!((first.code, second.code, second.header("outcome")), (200, 200, None));
+    assert_eq!(get(http[1], "/9").text(), "second");
+    // Another run of its client, on the same keys; and one whose threads race for their counter.
+    for run in 0..3 {
+        for (number, cid) in (0..100).zip((1..=50).cycle()) {
+            assert_eq!(put(cid, "/10", &format!("{run} {number}")).code, 200);
+        }
+    }
+    assert_eq!(get(http[1], "/10").header("version"), Some("300"));
+    let json = r#"{"Key":11,"Value":"eA==","ClientID":"1.1","CommandID":1}"#;
+    for version in ["1", "2"] {
+        assert_eq!(ask(http[0], "POST", "/", json.as_bytes()).header("version"), Some(version));
+    }
+    local.stop().unwrap();
+}
+
+#[test]
+fn a_cid_that_was_never_sent_is_executed_however_low_it_is() {
+    let (local, http) = start(options());
+    let put = |cid: u64| {
+        let headers = format!("Id: me\r\nCid: {cid}\r\n");
+        Raw::connect(http[0]).ask("PUT", "/late", &headers, cid.to_string().as_bytes())
+    };
+    // Far more than are remembered, all but one.
+    for cid in (1..=300).filter(|cid| *cid != 7) {
+        assert_eq!(put(cid).code, 200);
+    }
+    let late = put(7);
+    assert_eq!((late.code, late.header("outcome"), late.header("cid")), (200, None, Some("7")), "{}", late.text());
+    assert_eq!(get(http[1], "/late").text(), "7");
+    let retry = Raw::connect(http[0]).ask("PUT", "/late", "Id: me\r\nCid: 7\r\nRetry: 1\r\n", b"7");
+    assert_eq!((retry.code, retry.header("outcome")), (409, Some("unknown")), "{}", retry.text());
     local.stop().unwrap();
 }
 

@@ -34,9 +34,12 @@ const IMPURE: &[&str] = &[
 /// Put together here, so that this file does not contain them.
 const UNFINISHED: &[&str] = &[concat!("to", "do!"), concat!("unimpl", "emented!"), concat!("db", "g!")];
 
+/// Macros that [`wpaxos::diagnostics`] stands in for.
+const PRINTS: &[&str] = &["println!", "eprintln!", "print!", "eprint!"];
+
 /// Modules of the library, from the ground up. A module imports from rows below its own only.
 const LAYERS: &[&[&str]] = &[
-    &["topology", "tuning", "failure", "mutant", "notify"],
+    &["topology", "tuning", "failure", "mutant", "notify", "diagnostics"],
     &["command", "quorum"],
     &["store", "linear"],
     &["wire"],
@@ -68,6 +71,18 @@ fn nothing_is_left_unfinished() {
     for macro_name in UNFINISHED {
         assert_eq!(unfinished(&format!("fn f() {{ {macro_name}() }}")).len(), 1, "{macro_name}");
     }
+}
+
+/// `println!` and its like panic where nobody reads, and wait where nobody reads yet.
+#[test]
+fn nothing_is_printed_past_diagnostics() {
+    let is_test = |path: &str| path.ends_with("tests.rs") || path.contains("/tests/");
+    let files = rust_files(&["src", "tools/load/src", "tools/sim/src"]);
+    check(files.into_iter().filter(|(path, _)| !is_test(path)).collect(), |_, text| prints(text));
+    for name in PRINTS {
+        assert_eq!(prints(&format!("fn f() {{ {name}(\"x\") }}")).len(), 1, "{name}");
+    }
+    assert_eq!(prints("/// Like `println!(x)`.\nwpaxos::say!(x);").len(), 0);
 }
 
 #[test]
@@ -163,6 +178,15 @@ fn unfinished(text: &str) -> Vec<String> {
     let lines = code_lines(text).into_iter();
     let left = lines.filter(|(_, line)| UNFINISHED.iter().any(|name| line.contains(name)));
     left.map(|(number, line)| format!("{number}: {}", line.trim())).collect()
+}
+
+fn prints(text: &str) -> Vec<String> {
+    let is_in = |line: &str, name: &str| {
+        let before = |at: usize| line[..at].chars().next_back();
+        line.match_indices(name).any(|(at, _)| before(at).is_none_or(|char| !char.is_alphanumeric() && char != '_'))
+    };
+    let lines = code_lines(text).into_iter().filter(|(_, line)| PRINTS.iter().any(|name| is_in(line, name)));
+    lines.map(|(number, line)| format!("{number}: {}", line.trim())).collect()
 }
 
 fn long_lines(text: &str) -> Vec<String> {

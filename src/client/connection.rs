@@ -16,6 +16,7 @@ use crate::{
 
 /// A frame is ended and the next begun once its body has this many bytes: what one turn of a shard is glad to take.
 const FRAME_BODY_BYTES: usize = 64 << 10;
+const _: () = assert!(FRAME_BODY_BYTES + crate::command::COMMAND_BYTES_MAX + 64 < native::BODY_BYTES_MAX);
 /// With so much to write, nothing waits for company.
 const HELD_BYTES_MAX: usize = 16 << 10;
 const RECEIVE_BYTES_MIN: usize = 64 << 10;

@@ -214,7 +214,10 @@ impl Client {
             Status::OutcomeUnknown => {
                 self.answered(link, reply, Outcome::Ambiguous(Ambiguity::OutcomeUnknown), on);
             }
-            Status::BadRequest => {
+            Status::IdTaken => self.answered(link, reply, Outcome::Ambiguous(Ambiguity::IdTaken), on),
+            // Decided by the cluster, for all attempts.
+            Status::IdReused => self.answered(link, reply, Outcome::Refused(reply.status), on),
+            Status::BadRequest | Status::IdStale => {
                 let outcome = refusal_of(request, reply.status);
                 self.answered(link, reply, outcome, on);
             }

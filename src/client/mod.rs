@@ -96,8 +96,13 @@ pub struct Options {
     pub cluster: Option<String>,
     /// The zone that this client is in, from 1; the zone of the first node that answers if absent.
     pub zone: Option<u8>,
-    /// The `client` of all commands, not 0; random if absent. Never give the same to two clients that run at once.
+    /// The `client` of all commands, not 0; random if absent, which is safe. Never give the same to two clients that run at
+    /// once, and never without [`Self::first_id`].
     pub client_id: Option<u64>,
+    /// The id of the first command, not 0; the others follow. With a [`Self::client_id`] that was in use before, it has to be
+    /// above all ids that it ever gave: replicas take a command whose id they know for one that was executed. By the wall
+    /// clock if absent, which needs no more than to differ from client to client.
+    pub first_id: Option<u64>,
     /// From `submit` to a definite end. Default 6 s.
     pub request_timeout: Duration,
     /// How long one node may leave a request unanswered before another is asked, and how long a connection may take to
@@ -121,6 +126,8 @@ pub struct Options {
 }
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// So that ids never overflow.
+const FIRST_ID_MAX: u64 = u64::MAX / 2;
 
 impl Options {
     /// The defaults, with these seeds: addresses or `host:port`.
@@ -133,6 +140,12 @@ impl Options {
         match self {
             _ if self.seeds.is_empty() => Err(ClientError::NoSeeds),
             _ if self.client_id == Some(0) => wrong("client_id must not be 0"),
+            _ if self.client_id.is_some() && self.first_id.is_none() => {
+                wrong("client_id needs first_id, a number above all ids that this client has ever given its commands")
+            }
+            _ if self.first_id.is_some_and(|first| first == 0 || first > FIRST_ID_MAX) => {
+                wrong("first_id must be from 1 to 9,223,372,036,854,775,807")
+            }
             _ if self.request_timeout < MILLISECOND => wrong("request_timeout must be at least 1 ms"),
             _ if self.attempt_timeout < MILLISECOND => wrong("attempt_timeout must be at least 1 ms"),
             _ if self.attempts_max == 0 => wrong("attempts_max must be at least 1"),
@@ -150,6 +163,7 @@ impl Default for Options {
             cluster: None,
             zone: None,
             client_id: None,
+            first_id: None,
             request_timeout: Duration::from_secs(6),
             attempt_timeout: Duration::from_secs(1),
             attempts_max: 4,
@@ -239,6 +253,9 @@ pub enum Ambiguity {
     /// A replica could not judge the retry ([`Status::OutcomeUnknown`]).
     #[error("the replica no longer knows whether an earlier attempt was executed")]
     OutcomeUnknown,
+    /// A command of this client with the same id was executed before ([`Status::IdTaken`]): [`Options::first_id`] was too low.
+    #[error("a command with the same client and id was executed before, this one or another")]
+    IdTaken,
     /// A retry was refused, but an attempt before it went unanswered.
     #[error("a retry was refused ({0:?}), an attempt before it went unanswered")]
     RetryRefused(Status),
@@ -385,10 +402,12 @@ impl Client {
         let (address, welcome) = handshake::ask_seeds(&options, client_id)?;
         let routing = Routing::new(&welcome, &address, options.zone, options.follow_hints)?;
         let connections = connections_of(&welcome, &routing);
-        // Ids rise even if an earlier process used the same client id, as long as it sent less than one a microsecond.
+        // A random client has no earlier ids, whatever the clock says. That ids are high lets replicas judge retries: what they
+        // have forgotten of other clients is below, as long as those began earlier.
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let first_id = options.first_id.unwrap_or(since_1970.as_micros() as u64 + 1);
         Ok(Self {
-            requests: Requests::new(since_1970.as_micros() as u64 + 1),
+            requests: Requests::new(first_id),
             options,
             welcome,
             client_id,

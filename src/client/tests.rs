@@ -232,6 +232,9 @@ fn a_refused_retry_after_an_unanswered_attempt_is_ambiguous() {
     for (status, expected) in [
         (Status::Overloaded, "Ambiguous(RetryRefused(Overloaded))"),
         (Status::BadRequest, "Ambiguous(RetryRefused(BadRequest))"),
+        (Status::IdStale, "Ambiguous(RetryRefused(IdStale))"),
+        (Status::IdTaken, "Ambiguous(IdTaken)"),
+        (Status::IdReused, "Refused(IdReused)"),
         (Status::OutcomeUnknown, "Ambiguous(OutcomeUnknown)"),
         (Status::TimeoutNotDone, "Ambiguous(RetryRefused(TimeoutNotDone))"),
     ] {

@@ -123,7 +123,7 @@ pub(super) fn edit(session: &mut Session, file: Option<&Path>, to: &mut Output<'
     }
     if let (Some(file), Some(error)) = (file, unsaved) {
         let file = file.display();
-        eprintln!("lines were not saved in {file}: {error}; with --no-history-file it is not tried");
+        crate::complain!("lines were not saved in {file}: {error}; with --no-history-file it is not tried");
     }
     Ok(OK)
 }

@@ -87,7 +87,7 @@ impl Report {
                 }
             }
             for note in &self.notes {
-                eprintln!("{}", String::from_utf8_lossy(&printable(note.as_bytes())));
+                crate::complain!("{}", String::from_utf8_lossy(&printable(note.as_bytes())));
             }
         }
         to.out.flush()?;

@@ -46,7 +46,7 @@ impl Session {
             (Some(file), _) => Some(Cluster::load(file)?),
             (None, Some(master)) => {
                 let patience = Duration::from_secs(args.wait_s);
-                Some(master::fetch(master, patience, &mut |text| eprintln!("{text}"))?.0)
+                Some(master::fetch(master, patience, &mut |text| crate::complain!("{text}"))?.0)
             }
             (None, None) => None,
         };

@@ -100,7 +100,7 @@ impl Tuning {
         }
     }
 
-    fn batch_and_flow_bounds(&self) -> [Bounds; 14] {
+    fn batch_and_flow_bounds(&self) -> [Bounds; 15] {
         let (batch, flow) = (&self.batch, &self.flow);
         [
             ("batch.linger_us", batch.linger_us, 0, 1_000_000),
@@ -115,12 +115,13 @@ impl Tuning {
             ("flow.stream_unacked_bytes_max", flow.stream_unacked_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
             ("flow.link_queue_bytes_max", flow.link_queue_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
             ("flow.client_connections_max", flow.client_connections_max as u64, 1, 1 << 20),
+            ("flow.client_memory_bytes_max", flow.client_memory_bytes_max as u64, 16 << 20, MEMORY_BYTES_MAX),
             ("flow.client_requests_max", flow.client_requests_max as u64, 1, 1 << 32),
             ("flow.client_queue_bytes_max", flow.client_queue_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
         ]
     }
 
-    fn timer_bounds(&self) -> [Bounds; 18] {
+    fn timer_bounds(&self) -> [Bounds; 20] {
         let timers = &self.timers;
         let timer = |key, value| (key, value, 1, TIMER_US_MAX);
         [
@@ -141,6 +142,8 @@ impl Tuning {
             ("timers.tick_us", timers.tick_us, 100, IDLE_TICK_US),
             timer("timers.reconnect_min_us", timers.reconnect_min_us),
             timer("timers.reconnect_max_us", timers.reconnect_max_us),
+            timer("timers.client_frame_timeout_us", timers.client_frame_timeout_us),
+            timer("timers.client_unread_timeout_us", timers.client_unread_timeout_us),
             ("timers.stop_grace_us", timers.stop_grace_us, 0, TIMER_US_MAX),
         ]
     }
@@ -166,13 +169,18 @@ impl Tuning {
         ]
     }
 
-    fn relations(&self) -> [AtMost; 13] {
+    fn relations(&self) -> [AtMost; 15] {
         let log = &self.log;
         let (batch, flow, timers) = (&self.batch, &self.flow, &self.timers);
         let timeout = ("timers.request_timeout_us", timers.request_timeout_us);
         let inflight = ("flow.stream_inflight_bytes_max", flow.stream_inflight_bytes_max as u64);
         let link = ("flow.link_queue_bytes_max", flow.link_queue_bytes_max as u64);
+        let queue = ("flow.client_queue_bytes_max", flow.client_queue_bytes_max as u64);
+        let memory = ("flow.client_memory_bytes_max", flow.client_memory_bytes_max as u64);
         [
+            // What each connection takes, whatever it does.
+            (16_384, ("flow.client_connections_max", flow.client_connections_max as u64), memory),
+            (1, queue, memory),
             (1, ("batch.bytes_max", batch.bytes_max as u64), inflight),
             (1, ("batch.bytes_max", batch.bytes_max as u64), link),
             (
@@ -293,6 +301,9 @@ mod tests {
             ("[flow]\nstream_inflight_bytes_max = 4096", "batch.bytes_max: 262144 must be at most flow.stream_inflight_bytes_max, which is 4096"),
             ("[flow]\nlink_queue_bytes_max = 200000", "batch.bytes_max: 262144 must be at most flow.link_queue_bytes_max, which is 200000"),
             ("[flow]\nclient_connections_max = 0", "flow.client_connections_max: 0 must be from 1 to 1048576"),
+            ("[flow]\nclient_memory_bytes_max = 1000", "flow.client_memory_bytes_max: 1000 must be from 16777216 to"),
+            ("[flow]\nclient_queue_bytes_max = 500000000", "flow.client_queue_bytes_max: 500000000 must be at most flow.client_memory_bytes_max, which is 268435456"),
+            ("[timers]\nclient_frame_timeout_us = 0", "timers.client_frame_timeout_us: 0 must be from 1 to 3600000000"),
             ("[flow]\nclient_requests_max = 0", "flow.client_requests_max: 0 must be from 1 to"),
             ("[timers]\nheartbeat_us = 600000", "timers.heartbeat_us: 2 times 600000 must be at most timers.suspect_silent_us, which is 1000000"),
             ("[timers]\nbackoff_min_us = 600000", "timers.backoff_min_us: 600000 must be at most timers.backoff_max_us, which is 500000"),

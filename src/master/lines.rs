@@ -9,6 +9,8 @@ use std::{
 use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::diagnostics::Quoted;
+
 /// The longest line that the master reads, in bytes.
 pub(super) const REQUEST_BYTES_MAX: usize = 4096;
 /// The longest line that is read from a master, in bytes: a configuration.
@@ -125,7 +127,8 @@ fn is_timeout(error: &io::Error) -> bool {
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
     serde_json::from_slice(line).map_err(|error| {
         let start: String = String::from_utf8_lossy(line).chars().take(60).collect();
-        LineError::Nonsense { start: start.escape_debug().to_string(), problem: error.to_string() }
+        let problem = Quoted::name(&error.to_string()).to_string();
+        LineError::Nonsense { start: start.escape_debug().to_string(), problem }
     })
 }
 

@@ -86,7 +86,16 @@ impl Echo {
         let start = out.value_bytes.len();
         out.value_bytes.extend_from_slice(value);
         let value = start..out.value_bytes.len();
-        out.replies.push(Reply { to, status, version, slot: version, ballot: 0, owner: Some(self.id), value });
+        out.replies.push(Reply {
+            to,
+            status,
+            version,
+            slot: version,
+            repeated: false,
+            ballot: 0,
+            owner: Some(self.id),
+            value,
+        });
     }
 
     fn read(&self, to: ReplyTo, key: &[u8], out: &mut Outputs) {

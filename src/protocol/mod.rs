@@ -139,6 +139,8 @@ pub struct Reply {
     pub version: u64,
     /// The slot that decided the command; 0 if none did.
     pub slot: u64,
+    /// Whether the command was executed before, with this status, and nothing was done now.
+    pub repeated: bool,
     /// The owner's ballot: round in the upper 48 bits, then zone and node ([`wpaxos::Ballot`]); 0 if unknown.
     pub ballot: u64,
     /// Who owns the object as far as this node knows.
@@ -168,6 +170,9 @@ pub struct Outputs {
 }
 
 impl Outputs {
+    /// Bytes of values at which further reads of one input are refused: thousands of reads may be answered at once.
+    pub const VALUE_BYTES_MAX: usize = 32 << 20;
+
     /// For a cluster of this many nodes, with unlimited room.
     pub fn new(nodes: usize) -> Self {
         Self { room: vec![usize::MAX; nodes], ..Self::default() }

@@ -4,8 +4,10 @@ use std::rc::Rc;
 
 use super::{
     admission::Seat,
+    budget::{Budget, Held},
     connection::Connection,
     counters::Counters,
+    hello::{Code, Refusal},
     outbox::ByteQueue,
     slab::{Key, Slab},
     web::Ticket,
@@ -22,8 +24,11 @@ use crate::{
 const REPLY_BODY_BYTES: usize = 1 << 20;
 const _: () = assert!(REPLY_BODY_BYTES + crate::command::VALUE_BYTES_MAX + 1024 < wire::BODY_BYTES_MAX);
 
+/// What a connection may hold at any time.
+const SMALL_BYTES: usize = 16 << 10;
+
 /// Who waits for the answer to a request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Waiting {
     /// A client of this shard, for the command with this id.
     Client {
@@ -31,9 +36,11 @@ pub(super) enum Waiting {
         client: Key,
         /// The command's id.
         id: u64,
+        /// The memory that the command lies in.
+        _chunk: Rc<Held>,
     },
-    /// A request over HTTP.
-    Web(Ticket),
+    /// A request over HTTP, and the memory that its command lies in.
+    Web(Ticket, Held),
     /// Another shard of this node.
     Shard {
         /// Which.
@@ -48,6 +55,8 @@ pub(super) enum Waiting {
 struct Client {
     connection: Rc<Connection>,
     _seat: Seat,
+    /// The memory of `queue`.
+    held: Held,
     zone: ZoneIndex,
     /// How long answers are held back, in microseconds: the emulated round trip.
     delay_us: u64,
@@ -59,6 +68,8 @@ struct Client {
     /// Where this turn's bytes begin, if there are any.
     turn_start: Option<usize>,
     blocked: bool,
+    /// Since when its socket has taken nothing of what it was offered.
+    unread_since: Option<Micros>,
     /// Whether its reader waits.
     paused: bool,
 }
@@ -76,13 +87,14 @@ pub(super) struct Clients {
     held: Vec<Key>,
     requests_max: usize,
     queue_bytes_max: usize,
+    budget: Rc<Budget>,
 }
 
 impl Clients {
     /// Without connections; the bounds are of each one.
-    pub(super) fn new(shard: ShardId, requests_max: usize, queue_bytes_max: usize) -> Self {
+    pub(super) fn new(shard: ShardId, requests_max: usize, queue_bytes_max: usize, budget: Rc<Budget>) -> Self {
         let (touched, blocked, held) = (Vec::new(), Vec::new(), Vec::new());
-        Self { shard, clients: Slab::new(), touched, blocked, held, requests_max, queue_bytes_max }
+        Self { shard, clients: Slab::new(), touched, blocked, held, requests_max, queue_bytes_max, budget }
     }
 
     /// A client whose hello was taken.
@@ -90,6 +102,7 @@ impl Clients {
         self.clients.insert(Client {
             connection,
             _seat: seat,
+            held: Held::new(Some(Rc::clone(&self.budget)), 0),
             zone,
             delay_us,
             unanswered: 0,
@@ -97,6 +110,7 @@ impl Clients {
             open: None,
             turn_start: None,
             blocked: false,
+            unread_since: None,
             paused: false,
         })
     }
@@ -134,8 +148,9 @@ impl Clients {
     pub(super) fn refuse(&mut self, key: Key, mut reply: ReplyRef<'_>, counters: &mut Counters) {
         let Some(client) = self.clients.get_mut(key) else { return };
         counters.replies += 1;
-        if client.queue.len() > self.queue_bytes_max && reply.status == Status::Ok && !reply.value.is_empty() {
-            // The client does not read what it asked for. A read that is not answered has not happened.
+        let full = client.queue.len() > self.queue_bytes_max || self.budget.is_spent();
+        if full && reply.status == Status::Ok && !reply.value.is_empty() {
+            // Clients do not read what they asked for. A read that is not answered has not happened.
             (reply.status, reply.value) = (Status::Overloaded, &[]);
         }
         client.touch(key, &mut self.touched);
@@ -144,6 +159,7 @@ impl Clients {
         if client.queue.len() - start - HEADER_BYTES >= REPLY_BODY_BYTES {
             client.end_frame(self.shard);
         }
+        client.held.set(client.queue.allocated());
     }
 
     /// Queues a whole frame.
@@ -152,6 +168,7 @@ impl Clients {
         client.touch(key, &mut self.touched);
         client.end_frame(self.shard);
         client.queue.buffer().extend_from_slice(frame);
+        client.held.set(client.queue.allocated());
     }
 
     /// Ends the turn: the open frames are ended and everything is sent as far as the sockets take it. With `retry`,
@@ -168,7 +185,7 @@ impl Clients {
                 }
                 client.queue.hold_since(start, now.plus(client.delay_us));
             } else if !client.blocked {
-                self.send_to(key, counters);
+                self.send_to(now, key, counters);
             }
         }
         self.touched = touched;
@@ -177,17 +194,19 @@ impl Clients {
         }
         if retry && !self.blocked.is_empty() {
             for key in std::mem::take(&mut self.blocked) {
-                self.send_to(key, counters);
+                self.send_to(now, key, counters);
             }
         }
     }
 
-    fn send_to(&mut self, key: Key, counters: &mut Counters) {
+    fn send_to(&mut self, now: Micros, key: Key, counters: &mut Counters) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.queue.send(client.connection.socket()) {
             Ok(sent) => {
                 counters.client_sent(sent);
                 client.blocked = sent.blocked;
+                let stuck = client.unread_since.filter(|_| sent.bytes == 0).unwrap_or(now);
+                client.unread_since = sent.blocked.then_some(stuck);
                 if sent.blocked {
                     self.blocked.push(key);
                 }
@@ -197,8 +216,10 @@ impl Clients {
                 client.connection.close();
                 client.queue = ByteQueue::default();
                 client.blocked = false;
+                client.unread_since = None;
             }
         }
+        client.held.set(client.queue.allocated());
         self.resume(key);
     }
 
@@ -219,6 +240,54 @@ impl Clients {
         client.paused
     }
 
+    /// Its connection, if it is still there.
+    pub(super) fn connection(&self, key: Key) -> Option<&Rc<Connection>> {
+        self.clients.get(key).map(|client| &client.connection)
+    }
+
+    /// Closes the connections on which a frame has been coming, or an answer has not been taken, for too long: how many.
+    pub(super) fn sweep(&mut self, now: Micros, frame_us: u64, unread_us: u64) -> u64 {
+        let mut closed = 0;
+        for (_, client) in self.clients.iter_mut() {
+            let since = |since: Option<Micros>, limit: u64| since.is_some_and(|since| now.since(since) >= limit);
+            let reason = if since(client.connection.unfinished_since.get(), frame_us) {
+                format!("a frame was not whole after {frame_us} µs (timers.client_frame_timeout_us)")
+            } else if since(client.unread_since, unread_us) {
+                format!("no byte of an answer was taken for {unread_us} µs (timers.client_unread_timeout_us)")
+            } else {
+                continue;
+            };
+            closed += u64::from(client.close(self.shard, reason));
+        }
+        closed
+    }
+
+    /// Over the budget, closes the connections that hold the most, unfinished frames and untaken answers, until what they held
+    /// is enough: how many.
+    pub(super) fn relieve(&mut self) -> u64 {
+        let mut excess = self.budget.excess();
+        if excess == 0 {
+            return 0;
+        }
+        // What is closed already gives its memory back when its reader ends.
+        let leaving = self.clients.iter_mut().filter(|(_, client)| client.connection.is_closed());
+        excess = excess.saturating_sub(leaving.map(|(_, client)| client.memory()).sum());
+        let mut closed = 0;
+        while excess > 0 {
+            let open = self.clients.iter_mut().filter(|(_, client)| !client.connection.is_closed());
+            let Some((_, largest)) = open.max_by_key(|(_, client)| client.memory()) else { break };
+            let memory = largest.memory();
+            if memory <= SMALL_BYTES {
+                break;
+            }
+            excess = excess.saturating_sub(memory);
+            let reason =
+                format!("clients hold more than flow.client_memory_bytes_max, and this one the most: {memory} bytes");
+            closed += u64::from(largest.close(self.shard, reason));
+        }
+        closed
+    }
+
     /// Whether something waits for a socket to take it.
     pub(super) fn is_blocked(&self) -> bool {
         !self.blocked.is_empty()
@@ -233,7 +302,7 @@ impl Clients {
                 self.held.push(key);
             }
             if released && !blocked {
-                self.send_to(key, counters);
+                self.send_to(now, key, counters);
             }
         }
     }
@@ -250,6 +319,26 @@ impl Clients {
 }
 
 impl Client {
+    /// Bytes of memory that its frames and answers hold.
+    fn memory(&self) -> usize {
+        self.connection.receiving_bytes.get() + self.held.bytes()
+    }
+
+    /// Closes its connection, and says why where the socket has room for that; false if it is closed already.
+    fn close(&self, shard: ShardId, reason: String) -> bool {
+        if self.connection.is_closed() {
+            return false;
+        }
+        let refusal = Refusal::new(Code::Limit, reason);
+        tracing::info!(shard = shard.0, peer = %self.connection.peer, "closed: {refusal}");
+        if self.unread_since.is_none() && self.queue.is_empty() {
+            // A courtesy: where it does not fit into the socket, the log line has to do.
+            let _ = self.connection.send_now(&refusal.frame(shard));
+        }
+        self.connection.close();
+        true
+    }
+
     /// Remembers where this turn's bytes begin.
     fn touch(&mut self, key: Key, touched: &mut Vec<Key>) {
         if self.turn_start.is_none() {

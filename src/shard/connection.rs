@@ -10,7 +10,7 @@ use std::{
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
-use crate::notify::Notify;
+use crate::{notify::Notify, protocol::Micros};
 
 /// The sending half of a byte stream to somebody: a TCP socket, or one that the simulator carries. One call is one system
 /// call.
@@ -97,13 +97,18 @@ pub(crate) struct Connection {
     /// Wakes a reader that was told to wait.
     pub(crate) resume: Notify,
     closed: Cell<bool>,
+    /// Since when a frame has been coming that is not whole, while this side reads.
+    pub(super) unfinished_since: Cell<Option<Micros>>,
+    /// Bytes of memory that its reader holds.
+    pub(super) receiving_bytes: Cell<usize>,
 }
 
 impl Connection {
     /// Over this socket.
     pub(crate) fn new(socket: Box<dyn Socket>, peer: SocketAddr) -> Self {
         let (established, closed) = (Cell::new(false), Cell::new(false));
-        Self { socket, peer, established, resume: Notify::default(), closed }
+        let (unfinished_since, receiving_bytes) = (Cell::new(None), Cell::new(0));
+        Self { socket, peer, established, resume: Notify::default(), closed, unfinished_since, receiving_bytes }
     }
 
     /// The sending half of a socket that is shared with its reader.

@@ -1,41 +1,40 @@
 //! The synchronous half of a shard: everything between two awaits.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{collections::VecDeque, rc::Rc, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 
 use super::{
-    admission::Seat,
+    budget::Budget,
     clients::{Clients, Waiting},
     connection::Connection,
     counters::Counters,
     hello::{Code, Refusal},
     links::Links,
     log::Log,
-    mailbox::{LentAnswer, LentRequest},
+    mailbox::LentAnswer,
     node::Node,
     receive::Receiver,
     slab::{Key, Slab},
     web::Outcome,
 };
 use crate::{
-    api::native::{self, ReplyRef},
-    command::{Command, Status},
+    api::native::ReplyRef,
+    command::Status,
     failure::Failure,
-    protocol::{IDLE_TICK_US, Membership, Micros, Outputs, Protocol, ReadMode, RecordId, ReplyTo, Request, Vote},
-    topology::{NodeIndex, ShardId, ZoneIndex, shard_of, token_of},
-    wire::{self, Frame, Kind},
+    protocol::{IDLE_TICK_US, Membership, Micros, Outputs, Protocol, RecordId, Vote},
+    topology::{NodeIndex, ShardId},
+    wire::{Frame, Kind},
 };
 
 mod disk;
+mod requests;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use disk::LogWatch;
+pub(super) use requests::Unread;
 pub(super) use web::Asked;
 
 /// A connection says hello within this time.
@@ -47,10 +46,6 @@ const STRANGER_PATIENCE_US: u64 = 100_000;
 const TAKEN_SUSPICIONS: u64 = 10;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
 const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Requests of one frame whose objects are looked up together: as many as the caches of a core hold.
-const FORESEEN_MAX: usize = 64;
-/// Requests for the shard's counters that are answered in one read: each answer is some kilobytes, and asks everything.
-const STATS_MAX: usize = 16;
 
 /// A shard: its protocol, its connections and what is under way between them.
 pub(super) struct Core<P> {
@@ -68,6 +63,14 @@ pub(super) struct Core<P> {
     checkpoint: Option<u64>,
     links: Links,
     clients: Clients,
+    /// What clients hold.
+    budget: Rc<Budget>,
+    /// Units of work that clients have left of this turn.
+    work_left: usize,
+    /// Connections for which it had none left, in the order in which they go on.
+    hungry: VecDeque<Rc<Connection>>,
+    /// When clients are next looked at for those that make no progress.
+    next_sweep: Micros,
     /// Who waits for what; a request's [`ReplyTo`] is a key of it.
     waiting: Slab<Waiting>,
     /// Requests under way at each other shard of the node.
@@ -119,7 +122,7 @@ pub(crate) enum Next {
 
 impl<P: Protocol> Core<P> {
     /// `log` has everything that `protocol` has replayed.
-    pub(super) fn new(node: Arc<Node>, shard: ShardId, protocol: P, log: Box<dyn Log>) -> Self {
+    pub(super) fn new(node: Arc<Node>, shard: ShardId, protocol: P, log: Box<dyn Log>, budget: Rc<Budget>) -> Self {
         let (cluster, flow) = (&node.cluster, &node.tuning.flow);
         let zone = node.member().zone;
         let half = |peer| cluster.wan.as_ref().map_or(0, |wan| wan.rtt_us(zone, peer) / 2);
@@ -132,7 +135,11 @@ impl<P: Protocol> Core<P> {
             checkpoint: None,
             log,
             links: Links::new(node.index, delay_us, flow.link_queue_bytes_max),
-            clients: Clients::new(shard, flow.client_requests_max, flow.client_queue_bytes_max),
+            clients: Clients::new(shard, flow.client_requests_max, flow.client_queue_bytes_max, Rc::clone(&budget)),
+            budget,
+            work_left: requests::TURN_WORK,
+            hungry: VecDeque::new(),
+            next_sweep: Micros(0),
             waiting: Slab::new(),
             lent: vec![0; usize::from(cluster.shards)],
             mailed: vec![false; usize::from(cluster.shards)],
@@ -161,6 +168,12 @@ impl<P: Protocol> Core<P> {
     /// Whether a write to the log has ended: its task has been woken then, and wakes the shard.
     pub(super) fn look_at_log(&self) -> bool {
         self.log.look()
+    }
+
+    /// From now on frames for peers are kept for [`Self::take_tap`].
+    #[cfg(feature = "sim")]
+    pub(super) fn open_tap(&mut self) {
+        self.links.open_tap();
     }
 
     /// Takes every frame that was queued for a peer since the last call.
@@ -269,7 +282,7 @@ impl<P: Protocol> Core<P> {
         receiver: &mut Receiver,
     ) -> Result<bool, Refusal> {
         let now = self.node.now();
-        self.counters.link_receives += 1;
+        self.counters.link_receives += u64::from(bytes > 0);
         self.counters.link_bytes_received += bytes as u64;
         while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
             if !self.links.is(peer, serial) {
@@ -296,7 +309,11 @@ impl<P: Protocol> Core<P> {
             return Err(Refusal::malformed(format!("a {:?} has no place on a link that is up", frame.kind)));
         }
         self.taken = None;
-        self.protocol.on_frame(now, peer, frame, &mut self.out).map_err(Refusal::malformed)
+        let taken = self.protocol.on_frame(now, peer, frame, &mut self.out);
+        if self.out.value_bytes.len() >= VALUE_BYTES_MAX {
+            self.route_replies();
+        }
+        taken.map_err(Refusal::malformed)
     }
 
     /// A peer has refused this node. The place of a node whose machine has died counts as taken until that one is suspected;
@@ -348,210 +365,13 @@ impl<P: Protocol> Core<P> {
         self.links.fault(peer).is_cut()
     }
 
-    // ---- clients -------------------------------------------------------------------------------------------------
-
-    /// A client's hello was taken.
-    pub(super) fn client_up(&mut self, connection: Rc<Connection>, zone: ZoneIndex, seat: Seat, welcome: &[u8]) -> Key {
-        let own = self.node.member().zone;
-        let rtt_us = |wan: &crate::topology::WanMatrix| if zone == own { 0 } else { wan.rtt_us(own, zone) };
-        let delay_us = self.node.cluster.wan.as_ref().map_or(0, rtt_us);
-        connection.established.set(true);
-        self.counters.clients_welcomed += 1;
-        let client = self.clients.insert(connection, zone, seat, delay_us);
-        self.clients.push_frame(client, welcome);
-        client
-    }
-
-    /// The client's connection is gone. What it asked for goes on; nobody is told the answers.
-    pub(super) fn client_down(&mut self, client: Key) {
-        self.clients.remove(client);
-    }
-
-    /// Bytes came from a client: its whole frames are handled. True if it has to be read no further for now.
-    ///
-    /// # Errors
-    /// Why the connection has to be closed.
-    pub(super) fn on_client_bytes(
-        &mut self,
-        client: Key,
-        bytes: usize,
-        receiver: &mut Receiver,
-    ) -> Result<bool, Refusal> {
-        let now = self.node.now();
-        self.counters.client_receives += 1;
-        self.counters.client_bytes_received += bytes as u64;
-        let mut told = 0;
-        while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
-            match frame.kind {
-                Kind::Request => self.on_requests(now, client, &frame.bytes, frame.body())?,
-                Kind::StatsRequest if told < STATS_MAX => {
-                    told += 1;
-                    self.on_stats_request(client);
-                }
-                Kind::StatsRequest => {
-                    let why =
-                        format!("more than {STATS_MAX} requests for counters came at once: ask again once answered");
-                    return Err(Refusal::malformed(why));
-                }
-                kind => return Err(Refusal::malformed(format!("a client sends no {kind:?}"))),
-            }
-        }
-        let pause = self.clients.must_pause(client);
-        self.counters.client_pauses += u64::from(pause);
-        Ok(pause)
-    }
-
-    fn on_requests(&mut self, now: Micros, client: Key, frame: &Bytes, body: &[u8]) -> Result<(), Refusal> {
-        let shards = self.node.cluster.shards;
-        let mut requests = native::requests(body);
-        let mut ahead = SmallVec::<[_; 4]>::new();
-        loop {
-            // What is malformed ends the connection when its turn comes.
-            ahead.extend(requests.by_ref().take(FORESEEN_MAX));
-            if ahead.len() > 1 {
-                let mut keys =
-                    ahead.iter().filter_map(|request| request.as_ref().ok().map(|(_, command)| command.key()));
-                self.protocol.foresee(&mut keys);
-            }
-            if ahead.is_empty() {
-                return Ok(());
-            }
-            for request in ahead.drain(..) {
-                let (read, command) = request.map_err(Refusal::malformed)?;
-                self.take_request(now, client, (read, command), frame, shards);
-            }
-        }
-    }
-
-    fn take_request(
-        &mut self,
-        now: Micros,
-        client: Key,
-        (read, command): (ReadMode, Command<'_>),
-        frame: &Bytes,
-        shards: u16,
-    ) {
-        self.counters.requests += 1;
-        if !command.is_request() {
-            return self.refuse_request(client, command.id(), Status::BadRequest);
-        }
-        if self.stop_by.is_some() {
-            return self.refuse_request(client, command.id(), Status::ShuttingDown);
-        }
-        let to = if shards == 1 { self.shard } else { shard_of(token_of(command.key()), shards) };
-        if to == self.shard {
-            self.propose(now, client, read, command, frame);
-        } else {
-            self.lend(client, to, read, command, frame);
-        }
-    }
-
-    /// Hands a client's request to the protocol.
-    fn propose(&mut self, now: Micros, client: Key, read: ReadMode, command: Command<'_>, frame: &Bytes) {
-        let Some(zone) = self.clients.take_request(client) else {
-            return self.refuse_request(client, command.id(), Status::Overloaded);
-        };
-        let key = self.waiting.insert(Waiting::Client { client, id: command.id() });
-        let reply_to = ReplyTo(key.to_token());
-        self.protocol.on_request(now, Request { reply_to, zone, read, command, frame }, &mut self.out);
-        if self.out.value_bytes.len() >= VALUE_BYTES_MAX {
-            self.route_replies();
-        }
-    }
-
-    /// Passes a client's request to the shard that its key belongs to.
-    fn lend(&mut self, client: Key, to: ShardId, read: ReadMode, command: Command<'_>, frame: &Bytes) {
-        if self.lent[usize::from(to.0)] >= self.node.mailboxes.depth() {
-            return self.refuse_request(client, command.id(), Status::Overloaded);
-        }
-        let Some(zone) = self.clients.take_request(client) else {
-            return self.refuse_request(client, command.id(), Status::Overloaded);
-        };
-        let token = self.waiting.insert(Waiting::Client { client, id: command.id() }).to_token();
-        let command = frame.slice_ref(command.bytes());
-        self.lent[usize::from(to.0)] += 1;
-        self.mailed[usize::from(to.0)] = true;
-        self.counters.requests_lent += 1;
-        self.node.mailboxes.lend(self.shard, to, LentRequest { token, zone, read, command });
-    }
-
-    fn refuse_request(&mut self, client: Key, id: u64, status: Status) {
-        self.counters.requests_refused += 1;
-        let reply = ReplyRef { id, status, version: 0, slot: 0, ballot: 0, owner: None, value: &[] };
-        self.clients.refuse(client, reply, &mut self.counters);
-    }
-
-    /// Everything that is counted, by name.
-    fn stats(&mut self) -> BTreeMap<&'static str, u64> {
-        let mut stats: BTreeMap<&str, u64> = self.protocol.counters().into_iter().collect();
-        stats.extend(self.counters.named());
-        stats.insert("io_clients", self.clients.len() as u64);
-        stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
-        stats.insert("io_waiting", self.waiting.len() as u64);
-        self.count_log(&mut stats);
-        stats
-    }
-
-    fn on_stats_request(&mut self, client: Key) {
-        let body = serde_json::to_vec(&self.stats()).expect("names and numbers become JSON");
-        self.clients.push_frame(client, &wire::frame(Kind::Stats, self.shard.0, 0, &body));
-    }
-
-    // ---- mailboxes -----------------------------------------------------------------------------------------------
-
-    /// Goes through the mailbox: requests of other shards, and their answers.
-    fn take_mail(&mut self, now: Micros) {
-        let node = Arc::clone(&self.node);
-        let own = self.shard;
-        for from in (0..node.cluster.shards).map(ShardId).filter(|from| *from != own) {
-            while let Some(answer) = node.mailboxes.next_answer(from, self.shard) {
-                self.lent[usize::from(from.0)] -= 1;
-                self.on_lent_answer(&answer);
-            }
-            while let Some(request) = node.mailboxes.next_request(from, self.shard) {
-                self.on_lent_request(now, from, &request);
-            }
-        }
-    }
-
-    fn on_lent_answer(&mut self, answer: &LentAnswer) {
-        let LentAnswer { status, version, slot, ballot, owner, ref value, .. } = *answer;
-        match self.waiting.remove(Key::from_token(answer.token)) {
-            Some(Waiting::Client { client, id }) => {
-                let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
-                self.clients.answer(client, reply, &mut self.counters);
-            }
-            Some(Waiting::Web(ticket)) => {
-                self.counters.replies += 1;
-                ticket.give(Outcome { status, version, slot, ballot, value: value.clone() });
-            }
-            Some(Waiting::Shard { .. }) | None => self.counters.replies_unknown += 1,
-        }
-    }
-
-    fn on_lent_request(&mut self, now: Micros, from: ShardId, request: &LentRequest) {
-        self.counters.requests_borrowed += 1;
-        let LentRequest { token, zone, read, command: ref frame } = *request;
-        if self.stop_by.is_some() {
-            let (status, value) = (Status::ShuttingDown, Bytes::new());
-            let answer = LentAnswer { token, status, version: 0, slot: 0, ballot: 0, owner: None, value };
-            self.mailed[usize::from(from.0)] = true;
-            return self.node.mailboxes.answer(self.shard, from, answer);
-        }
-        let reply_to = ReplyTo(self.waiting.insert(Waiting::Shard { from, token }).to_token());
-        let command = Command::view(frame);
-        self.protocol.on_request(now, Request { reply_to, zone, read, command, frame }, &mut self.out);
-        if self.out.value_bytes.len() >= VALUE_BYTES_MAX {
-            self.route_replies();
-        }
-    }
-
     // ---- turns ---------------------------------------------------------------------------------------------------
 
     /// One turn of the loop: whatever has come in since the last one is flushed, and what that gives is sent.
     pub(super) fn turn(&mut self) -> Next {
         let now = self.node.now();
         self.counters.turns += 1;
+        self.work_left = requests::TURN_WORK;
         self.refresh_faults(now);
         if self.stop_by.is_none() && self.node.is_stopping() {
             self.stop_by = Some(now.plus(self.node.tuning.timers.stop_grace_us));
@@ -614,21 +434,27 @@ impl<P: Protocol> Core<P> {
                 self.counters.replies_unknown += 1;
                 continue;
             };
-            let crate::protocol::Reply { status, version, slot, ballot, owner, .. } = *reply;
+            let crate::protocol::Reply { status, version, slot, repeated, ballot, owner, .. } = *reply;
             let value = self.out.value(reply);
             match waiting {
-                Waiting::Client { client, id } => {
+                Waiting::Client { client, id, .. } => {
                     let reply = ReplyRef { id, status, version, slot, ballot, owner, value };
                     self.clients.answer(client, reply, &mut self.counters);
                 }
-                Waiting::Web(ticket) => {
+                Waiting::Web(ticket, held) => {
                     self.counters.replies += 1;
+                    let refused = status == Status::Ok && !value.is_empty() && self.budget.is_spent();
+                    // A read that is not answered has not happened.
+                    let (status, value) = if refused { (Status::Overloaded, &[][..]) } else { (status, value) };
+                    held.set(value.len());
                     let value = Bytes::copy_from_slice(value);
-                    ticket.give(Outcome { status, version, slot, ballot, value });
+                    ticket.give(Outcome { status, version, slot, repeated, ballot, value, _held: Some(held) });
                 }
                 Waiting::Shard { from, token } => {
+                    let full = status == Status::Ok && !self.node.mailboxes.takes(from, value.len());
+                    let (status, value) = if full { (Status::Overloaded, &[][..]) } else { (status, value) };
                     let value = Bytes::copy_from_slice(value);
-                    let answer = LentAnswer { token, status, version, slot, ballot, owner, value };
+                    let answer = LentAnswer { token, status, version, slot, repeated, ballot, owner, value };
                     self.mailed[usize::from(from.0)] = true;
                     self.node.mailboxes.answer(self.shard, from, answer);
                 }
@@ -645,6 +471,7 @@ impl<P: Protocol> Core<P> {
         self.protocol.on_tick(now, &mut self.out);
         self.note_membership();
         self.watch_log(now);
+        self.sweep_clients(now);
         let over = |stranger: &Stranger| !stranger.remains() || now.since(stranger.since) >= HELLO_TIMEOUT_US;
         while self.strangers.front().is_some_and(over) {
             let stranger = self.strangers.pop_front().expect("there is a first one");
@@ -693,6 +520,7 @@ impl<P: Protocol> Core<P> {
         }
         let busy =
             !self.protocol.is_idle() || self.links.is_pending() || self.clients.is_blocked() || self.stop_by.is_some();
+        let busy = busy || !self.hungry.is_empty();
         if busy {
             self.next_tick = self.next_tick.min(self.last_tick.plus(self.node.tuning.timers.tick_us));
         }

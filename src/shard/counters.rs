@@ -47,6 +47,10 @@ pub(super) struct Counters {
     pub(super) connections_refused: u64,
     /// Requests taken from clients of this shard.
     pub(super) requests: u64,
+    /// Client connections closed because they held too much, or made no progress for too long.
+    pub(super) clients_closed: u64,
+    /// Requests refused because clients held as much memory as they may.
+    pub(super) requests_over_memory: u64,
     /// Requests taken over HTTP.
     pub(super) web_requests: u64,
     /// HTTP connections taken.
@@ -81,7 +85,7 @@ impl Counters {
     }
 
     /// By name.
-    pub(super) fn named(&self) -> [(&'static str, u64); 29] {
+    pub(super) fn named(&self) -> [(&'static str, u64); 31] {
         [
             ("io_turns", self.turns),
             ("io_flushes", self.flushes),
@@ -104,6 +108,8 @@ impl Counters {
             ("io_strangers_closed", self.strangers_closed),
             ("io_connections_refused", self.connections_refused),
             ("io_requests", self.requests),
+            ("io_clients_closed", self.clients_closed),
+            ("io_requests_over_memory", self.requests_over_memory),
             ("io_web_requests", self.web_requests),
             ("io_web_connections", self.web_connections),
             ("io_web_timeouts", self.web_timeouts),

@@ -29,6 +29,11 @@ impl<P: Protocol> Shard<P> {
         self.core.borrow_mut().turn()
     }
 
+    /// Has readers go on that the last turn had no time for.
+    pub(crate) fn feed(&self) {
+        self.core.borrow_mut().feed();
+    }
+
     /// How the other shards of the node wake this one.
     pub(crate) fn set_mail_waker(&self, waker: Waker) {
         self.node.mailboxes.set_waker(self.shard, Some(waker));
@@ -42,6 +47,11 @@ impl<P: Protocol> Shard<P> {
     /// The protocol, to be looked at.
     pub(crate) fn protocol(&self) -> Ref<'_, P> {
         Ref::map(self.core.borrow(), |core| core.protocol())
+    }
+
+    /// From now on frames for peers are kept for [`Self::take_tap`], which has to be called again and again.
+    pub(crate) fn open_tap(&self) {
+        self.core.borrow_mut().open_tap();
     }
 
     /// Takes every frame that was queued for a peer since the last call: whole, and due to be sent.

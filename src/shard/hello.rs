@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    diagnostics::Quoted,
     topology::{Cluster, NodeId, NodeIndex, ShardId},
     wire::{self, Frame, Kind, WIRE_VERSION},
 };
@@ -44,10 +45,12 @@ pub enum Code {
     Stopping,
     /// There are as many clients as there may be.
     Full,
+    /// It takes too much memory or time.
+    Limit,
 }
 
 impl Code {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -59,6 +62,7 @@ impl Code {
         Self::Zone,
         Self::Stopping,
         Self::Full,
+        Self::Limit,
     ];
 
     /// As it is written.
@@ -75,6 +79,7 @@ impl Code {
             Self::Zone => "zone",
             Self::Stopping => "stopping",
             Self::Full => "full",
+            Self::Limit => "limit",
         }
     }
 }
@@ -111,8 +116,8 @@ impl Refusal {
             .split_once(": ")
             .and_then(|(code, reason)| Some((Code::ALL.into_iter().find(|known| known.as_str() == code)?, reason)));
         match known {
-            Some((code, reason)) => Self::new(code, reason),
-            None => Self::malformed(text),
+            Some((code, reason)) => Self::new(code, Quoted::words(reason).to_string()),
+            None => Self::malformed(Quoted::words(&text)),
         }
     }
 }
@@ -121,6 +126,11 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code.as_str(), self.reason)
     }
+}
+
+/// An error about bytes of a peer, which may quote them.
+pub(super) fn quoted(error: &serde_json::Error) -> String {
+    Quoted::name(&error.to_string()).to_string()
 }
 
 /// What each side of a link says of itself: the body of PeerHello and of PeerWelcome.
@@ -155,7 +165,7 @@ impl PeerHello {
     /// Reads the body of a frame.
     pub(super) fn read(frame: &Frame) -> Result<Self, Refusal> {
         serde_json::from_slice(frame.body())
-            .map_err(|error| Refusal::malformed(format!("the {:?} is not readable: {error}", frame.kind)))
+            .map_err(|error| Refusal::malformed(format!("the {:?} is not readable: {}", frame.kind, quoted(&error))))
     }
 }
 
@@ -170,7 +180,8 @@ pub(super) fn check(own: &PeerHello, cluster: &Cluster, said: &PeerHello) -> Res
         return refuse(Code::Version, reason);
     }
     if said.cluster != own.cluster {
-        let reason = format!("the node is of cluster '{}', this one is of '{}'", said.cluster, own.cluster);
+        let (theirs, ours) = (Quoted::name(&said.cluster), &own.cluster);
+        let reason = format!("the node is of cluster '{theirs}', this one is of '{ours}'");
         return refuse(Code::Cluster, reason);
     }
     if said.shards != own.shards {
@@ -181,7 +192,9 @@ pub(super) fn check(own: &PeerHello, cluster: &Cluster, said: &PeerHello) -> Res
         let reason = format!(
             "the node's configuration of '{}' has fingerprint {}, this one's has {}; all members need the same \
              nodes, zones, quorums, owner, policy and distances",
-            own.cluster, said.configuration, own.configuration
+            own.cluster,
+            Quoted::name(&said.configuration),
+            own.configuration
         );
         return refuse(Code::Configuration, reason);
     }
@@ -197,7 +210,10 @@ pub(super) fn check(own: &PeerHello, cluster: &Cluster, said: &PeerHello) -> Res
     }
     match said.node.parse::<NodeId>().ok().and_then(|id| cluster.index_of(id)) {
         Some(index) => Ok(index),
-        None => refuse(Code::Member, format!("the cluster '{}' has no node '{}'", own.cluster, said.node)),
+        None => {
+            let reason = format!("the cluster '{}' has no node '{}'", own.cluster, Quoted::name(&said.node));
+            refuse(Code::Member, reason)
+        }
     }
 }
 
@@ -251,5 +267,21 @@ mod tests {
         let refusal = Refusal::read(b"go away");
         assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Malformed, "go away"));
         assert_eq!(Refusal::read(&[0xff, b':', b' ']).code, Code::Malformed);
+        let forged = Refusal::read(b"taken: x\n2026-01-01T00:00:00Z ERROR forged");
+        assert_eq!(forged, Refusal::new(Code::Taken, "x\\n2026-01-01T00:00:00Z ERROR forged"));
+    }
+
+    #[test]
+    fn what_a_peer_calls_itself_is_quoted_and_cut() {
+        let (own, cluster) = (hello("1.1"), cluster());
+        let changes: [fn(&mut PeerHello, String); 3] =
+            [|said, name| said.cluster = name, |said, name| said.configuration = name, |said, name| said.node = name];
+        for change in changes {
+            let mut said = hello("1.2");
+            change(&mut said, format!("\n\u{1b}[2J\"{}", "n".repeat(60_000)));
+            let reason = check(&own, &cluster, &said).unwrap_err().reason;
+            assert!(reason.len() < 1000 && !reason.contains(char::is_control), "{reason}");
+            assert!(reason.contains("\\n\\u{1b}[2J\\\"nnn"), "{reason}");
+        }
     }
 }

@@ -48,9 +48,9 @@ pub(super) struct Links {
     pending: NodeSet,
     queue_bytes_max: usize,
     last_serial: u64,
-    /// Every frame that was queued since the simulator looked.
+    /// Every frame that was queued since the simulator looked; a replica keeps none.
     #[cfg(feature = "sim")]
-    tap: Vec<(NodeIndex, Bytes)>,
+    tap: Option<Vec<(NodeIndex, Bytes)>>,
 }
 
 /// A link is closed when more bytes than these wait for the log, and one more frame comes.
@@ -73,7 +73,7 @@ impl Links {
             queue_bytes_max,
             last_serial: 0,
             #[cfg(feature = "sim")]
-            tap: Vec::new(),
+            tap: None,
         }
     }
 
@@ -171,7 +171,9 @@ impl Links {
         let Some(link) = &mut self.peers[to.index()] else { return };
         counters.link_frames_queued += 1;
         #[cfg(feature = "sim")]
-        self.tap.push((to, frame.clone()));
+        if let Some(tap) = &mut self.tap {
+            tap.push((to, frame.clone()));
+        }
         let fault = self.faults.link(to);
         if fault.flaky > 0.0 && next_unit(&mut self.random) < fault.flaky {
             // Its reader finds the end of the stream and takes the link down.
@@ -275,10 +277,16 @@ impl Links {
         }
     }
 
+    /// From now on frames that are queued are kept for [`Self::take_tap`].
+    #[cfg(feature = "sim")]
+    pub(super) fn open_tap(&mut self) {
+        self.tap.get_or_insert_default();
+    }
+
     /// Takes every frame that was queued since the last call.
     #[cfg(feature = "sim")]
     pub(super) fn take_tap(&mut self) -> Vec<(NodeIndex, Bytes)> {
-        std::mem::take(&mut self.tap)
+        self.tap.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Bytes in the fullest queue, held back ones included.

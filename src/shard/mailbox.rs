@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering, fence},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     task::Waker,
 };
@@ -44,6 +44,8 @@ pub(super) struct LentAnswer {
     pub(super) version: u64,
     /// The slot that decided it, or 0.
     pub(super) slot: u64,
+    /// Whether it was executed before, and nothing was done now.
+    pub(super) repeated: bool,
     /// The owner's ballot, or 0.
     pub(super) ballot: u64,
     /// The object's owner.
@@ -66,6 +68,8 @@ struct Mailbox {
     requests: Vec<ArrayQueue<LentRequest>>,
     answers: Vec<ArrayQueue<LentAnswer>>,
     /// Whether the shard has gone through its queues and has to be woken for more.
+    /// Bytes of values in `answers`.
+    answer_bytes: AtomicUsize,
     sleeping: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
@@ -73,6 +77,8 @@ struct Mailbox {
 /// Requests under way between two shards, at the least and at the most: the queues are allocated in full.
 const DEPTH_MIN: usize = 64;
 const DEPTH_MAX: usize = 1024;
+/// Bytes of values that lie in one shard's mailbox: further reads are refused.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 impl Mailboxes {
     pub(super) fn new(shards: u16) -> Self {
@@ -81,6 +87,7 @@ impl Mailboxes {
         let mailbox = |to: usize| Mailbox {
             requests: (0..shards).map(|from| ArrayQueue::new(if from == to { 1 } else { depth })).collect(),
             answers: (0..shards).map(|from| ArrayQueue::new(if from == to { 1 } else { depth })).collect(),
+            answer_bytes: AtomicUsize::new(0),
             sleeping: AtomicBool::new(false),
             waker: Mutex::new(None),
         };
@@ -98,8 +105,16 @@ impl Mailboxes {
         assert!(lent.is_ok(), "a shard lends no more than the depth of the queue");
     }
 
+    /// Whether `to` takes another value of so many bytes in an answer, beside those that it has not taken yet.
+    pub(super) fn takes(&self, to: ShardId, bytes: usize) -> bool {
+        bytes == 0 || self.boxes[usize::from(to.0)].answer_bytes.load(Ordering::Relaxed) < ANSWER_BYTES_MAX
+    }
+
     /// Puts an answer into the lender's mailbox.
     pub(super) fn answer(&self, from: ShardId, to: ShardId, answer: LentAnswer) {
+        if !answer.value.is_empty() {
+            self.boxes[usize::from(to.0)].answer_bytes.fetch_add(answer.value.len(), Ordering::Relaxed);
+        }
         let given = self.boxes[usize::from(to.0)].answers[usize::from(from.0)].push(answer);
         assert!(given.is_ok(), "there is a place for the answer to each request that was lent");
     }
@@ -123,7 +138,12 @@ impl Mailboxes {
 
     /// The next answer of `from` to what `to` has lent it.
     pub(super) fn next_answer(&self, from: ShardId, to: ShardId) -> Option<LentAnswer> {
-        self.boxes[usize::from(to.0)].answers[usize::from(from.0)].pop()
+        let mailbox = &self.boxes[usize::from(to.0)];
+        let answer = mailbox.answers[usize::from(from.0)].pop()?;
+        if !answer.value.is_empty() {
+            mailbox.answer_bytes.fetch_sub(answer.value.len(), Ordering::Relaxed);
+        }
+        Some(answer)
     }
 
     /// `to` is about to wait, and is to be woken through `waker`. False if something has come in meanwhile: then it must

@@ -33,6 +33,7 @@ use crate::{
 
 mod admission;
 mod backoff;
+mod budget;
 mod clients;
 mod connection;
 mod core;
@@ -113,6 +114,8 @@ pub(crate) struct Shard<P> {
     poller: Option<Rc<poller::Poller>>,
     /// HTTP connections.
     web: web::Web,
+    /// What clients hold.
+    budget: Rc<budget::Budget>,
     node: Arc<Node>,
     shard: ShardId,
     hello: PeerHello,
@@ -128,14 +131,16 @@ impl<P: Protocol> Shard<P> {
         log: Box<dyn Log>,
         poller: Option<Rc<poller::Poller>>,
     ) -> Rc<Self> {
+        let budget = budget::Budget::new(node.tuning.flow.client_memory_bytes_max);
         let welcome = serde_json::to_vec(&node.welcome(shard)).expect("plain fields become JSON");
         Rc::new(Self {
-            core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log)),
+            core: RefCell::new(core::Core::new(Arc::clone(&node), shard, protocol, log, Rc::clone(&budget))),
             wake: Notify::default(),
             due_at: Cell::new(Micros(0)),
             serving: Cell::new(0),
             poller,
             web: web::Web::default(),
+            budget,
             hello: node.hello(shard),
             welcome: wire::frame(Kind::ClientWelcome, shard.0, 0, &welcome),
             node,
@@ -176,7 +181,9 @@ impl<P: Protocol> poller::Polled for Shard<P> {
         if self.due_at.get() <= self.node.now() {
             self.wake.notify();
         }
-        self.core.borrow().look_at_log() || self.wake.is_set()
+        // Readers that a turn had no time for go on before the next.
+        let fed = self.core.borrow_mut().feed();
+        self.core.borrow().look_at_log() || fed || self.wake.is_set()
     }
 
     fn turns(&self) -> u64 {

@@ -120,10 +120,12 @@ pub(super) struct ByteQueue {
     /// Lengths at the end of `bytes` that are held back, with the time at which each is released.
     held: VecDeque<(Micros, usize)>,
     held_bytes: usize,
+    /// The largest that the buffer's memory was since it was made.
+    allocated: usize,
 }
 
-/// An emptied buffer larger than this is given back.
-const KEEP_BYTES: usize = 1 << 20;
+/// A buffer larger than this is given back when little is left in it.
+const KEEP_BYTES: usize = 16 << 10;
 
 impl ByteQueue {
     /// The buffer, for appending.
@@ -154,9 +156,20 @@ impl ByteQueue {
         self.held.front().map(|(release, _)| *release)
     }
 
+    /// Bytes of memory that it holds.
+    pub(super) fn allocated(&mut self) -> usize {
+        self.allocated = self.allocated.max(self.bytes.capacity());
+        self.allocated
+    }
+
     /// Bytes unsent, held back or not.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Whether nothing is unsent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Sends what is not held back, as far as the socket takes it.
@@ -176,8 +189,11 @@ impl ByteQueue {
             sent.bytes += taken as u64;
             sent.blocked = taken < ready;
         }
-        if self.bytes.is_empty() && self.bytes.capacity() > KEEP_BYTES {
-            self.bytes = BytesMut::new();
+        if self.allocated() > KEEP_BYTES && self.bytes.len() < self.allocated / 4 {
+            let mut fresh = BytesMut::with_capacity(self.bytes.len().max(KEEP_BYTES));
+            fresh.extend_from_slice(&self.bytes);
+            self.allocated = fresh.capacity();
+            self.bytes = fresh;
         }
         Ok(sent)
     }

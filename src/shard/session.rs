@@ -7,12 +7,14 @@ use super::{
     Shard,
     admission::Speaks,
     connection::Connection,
+    core::Unread,
     hello::{self, Code, PeerHello, Refusal},
     receive::Receiver,
     slab::Key,
 };
 use crate::{
     api::native::ClientHello,
+    diagnostics::Quoted,
     protocol::Protocol,
     topology::{NodeIndex, ZoneIndex},
     wire::{Frame, Kind},
@@ -59,7 +61,7 @@ impl Ended {
 pub(crate) enum Reading {
     /// It reads on.
     On,
-    /// It waits for [`Connection::resume`].
+    /// It waits for [`Connection::resume`], and then goes on with [`Session::go_on`].
     Paused,
 }
 
@@ -84,6 +86,8 @@ pub(crate) struct Session {
     stage: Stage,
     /// Bytes that came before the first whole frame.
     hello_bytes: usize,
+    /// A client's frame of which a turn has taken a part.
+    unread: Option<Unread>,
 }
 
 impl Session {
@@ -113,7 +117,7 @@ impl Session {
         let called = matches!(stage, Stage::Called);
         let key = shard.core.borrow_mut().connected(Rc::clone(&connection), called);
         let receiver = Receiver::new(shard.node.tuning.sockets.read_bytes);
-        Self { connection, receiver, key, stage, hello_bytes: 0 }
+        Self { connection, receiver, key, stage, hello_bytes: 0, unread: None }
     }
 
     /// The sending half.
@@ -151,17 +155,38 @@ impl Session {
                 return Ok(Reading::On);
             };
             self.stage = self.first_frame(shard, &frame)?;
+            if matches!(self.stage, Stage::Client(_)) {
+                self.receiver.charge(&shard.budget);
+            }
             // More frames may have come with the hello.
             bytes = 0;
         }
+        self.handle(shard, bytes)
+    }
+
+    /// Goes on after [`Reading::Paused`] with what was read before.
+    ///
+    /// # Errors
+    /// Why the session has to end.
+    pub(crate) fn go_on<P: Protocol>(&mut self, shard: &Shard<P>) -> Result<Reading, Ended> {
+        if self.connection.is_closed() {
+            return Err(Ended::Gone(io::ErrorKind::ConnectionAborted.into()));
+        }
+        self.handle(shard, 0)
+    }
+
+    fn handle<P: Protocol>(&mut self, shard: &Shard<P>, bytes: usize) -> Result<Reading, Ended> {
         let mut core = shard.core.borrow_mut();
-        let paused = match self.stage {
-            Stage::Link(peer, serial) => core.on_link_bytes(peer, serial, bytes, &mut self.receiver),
-            Stage::Client(client) => core.on_client_bytes(client, bytes, &mut self.receiver),
+        let reading = match self.stage {
+            Stage::Link(peer, serial) => {
+                let paused = core.on_link_bytes(peer, serial, bytes, &mut self.receiver);
+                paused.map(|paused| if paused { Reading::Paused } else { Reading::On })
+            }
+            Stage::Client(client) => core.on_client_bytes(client, bytes, &mut self.receiver, &mut self.unread),
             Stage::Called | Stage::Calling(_) => unreachable!("the first frame has settled who this is"),
         };
         shard.wake.notify();
-        Ok(if paused? { Reading::Paused } else { Reading::On })
+        Ok(reading?)
     }
 
     fn first_frame<P: Protocol>(&self, shard: &Shard<P>, frame: &Frame) -> Result<Stage, Ended> {
@@ -221,8 +246,9 @@ impl Session {
 
     /// A client has called.
     fn welcome_client<P: Protocol>(&self, shard: &Shard<P>, frame: &Frame) -> Result<Stage, Ended> {
-        let hello: ClientHello = serde_json::from_slice(frame.body())
-            .map_err(|error| Refusal::malformed(format!("the ClientHello is not readable: {error}")))?;
+        let hello: ClientHello = serde_json::from_slice(frame.body()).map_err(|error| {
+            Refusal::malformed(format!("the ClientHello is not readable: {}", hello::quoted(&error)))
+        })?;
         let zone = shard.admit_client(&hello)?;
         let seat = shard.node.admission.admit(Speaks::Native);
         let seat = seat.map_err(|why| Refusal::new(Code::Full, why))?;
@@ -281,7 +307,7 @@ impl<P: Protocol> Shard<P> {
     fn admit_client(&self, hello: &ClientHello) -> Result<ZoneIndex, Refusal> {
         let cluster = &self.node.cluster;
         if let Some(name) = hello.cluster.as_ref().filter(|name| **name != cluster.name) {
-            let reason = format!("the client wants cluster '{name}', this is '{}'", cluster.name);
+            let reason = format!("the client wants cluster '{}', this is '{}'", Quoted::name(name), cluster.name);
             return Err(Refusal::new(Code::Cluster, reason));
         }
         if hello.client == 0 {

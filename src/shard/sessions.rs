@@ -155,8 +155,10 @@ async fn read<P: Protocol>(shard: &Shard<P>, incoming: &mut Reader, session: &mu
         let spare = session.spare();
         let bytes = incoming.read(spare).await?;
         let full = bytes == spare.len();
-        if session.received(shard, bytes)? == Reading::Paused {
+        let mut reading = session.received(shard, bytes)?;
+        while reading == Reading::Paused {
             session.connection().resume.notified().await;
+            reading = session.go_on(shard)?;
         }
         full_reads = if full { full_reads + 1 } else { 0 };
         if full_reads >= FULL_READS_MAX {

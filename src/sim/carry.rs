@@ -154,9 +154,19 @@ impl World {
     }
 
     fn deliver_to_client(&mut self, conn: usize, from: Side, client: usize) -> Checked {
+        if self.is_deaf(client, conn) && !self.conns[conn].is_broken() {
+            return Ok(());
+        }
         while let Some(piece) = self.conns[conn].arrived(from, self.now) {
             if self.conns[conn].closed[1 - from] {
                 return Ok(());
+            }
+            if let Some(who) = self.hostile_of(client) {
+                match piece {
+                    Piece::Bytes(bytes) => self.hostile_reads(who, conn, &bytes)?,
+                    Piece::End => self.hostile_cut_off(who, conn),
+                }
+                continue;
             }
             match piece {
                 Piece::Bytes(bytes) => self.client_reads(client, conn, &bytes)?,
@@ -229,9 +239,11 @@ impl World {
         if let Ended::Refused(refusal) = ended
             && self.mutant.is_none()
         {
-            // Peers and clients of the simulator send nothing that is wrong. A node that comes back as somebody else may find
+            // Peers and careful clients send nothing that is wrong. A node that comes back as somebody else may find
             // that its earlier connections have not ended yet.
-            let expected = refusal.code == Code::Taken && self.plan.crashes == Crashes::LoseDisk;
+            let is_hostile =
+                matches!(self.conns[conn].ends[0], End::Client(client) if self.hostile_of(client).is_some());
+            let expected = is_hostile || (refusal.code == Code::Taken && self.plan.crashes == Crashes::LoseDisk);
             if !expected {
                 return Err(Rule::Core.broken(format!("node {node} refuses what a peer sends: {refusal}")));
             }
@@ -259,8 +271,17 @@ impl World {
             !goes_on
         });
         for conn in resumed {
-            let from = usize::from(self.conns[conn].ends[0] == End::Shard { node, boot, shard });
-            self.at(self.now, Event::Deliver { conn, from });
+            let Some(process) = self.process(node, boot) else { return Ok(()) };
+            let state = &mut process.shards[shard];
+            let Some(session) = state.sessions.get_mut(&conn) else { continue };
+            match session.go_on(&state.shard) {
+                Ok(Reading::On) => {
+                    let from = usize::from(self.conns[conn].ends[0] == End::Shard { node, boot, shard });
+                    self.at(self.now, Event::Deliver { conn, from });
+                }
+                Ok(Reading::Paused) => state.paused.push(conn),
+                Err(ended) => self.end_session(conn, (node, boot, shard), &ended)?,
+            }
         }
         Ok(())
     }

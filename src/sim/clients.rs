@@ -101,7 +101,7 @@ pub(super) struct Clients {
 }
 
 /// The value with this number: one in nine is as long as it may be.
-fn value_bytes(number: u64, longest: usize) -> Vec<u8> {
+pub(super) fn value_bytes(number: u64, longest: usize) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
     let usual = 8 + number as usize * 7 % 50;
     bytes.resize(if number.is_multiple_of(9) { longest.max(usual) } else { usual }, 0xab);
@@ -124,9 +124,15 @@ impl Clients {
         Self { random, list, operations: Vec::new(), requests: 0, closed: false, operations_max: plan.operations }
     }
 
-    /// The index of the zone that a client is in.
+    /// The index of the zone that a client is in; the first one of those that are hostile.
     pub(super) fn zone_of(&self, client: usize) -> usize {
-        self.list[client].zone.index()
+        self.list.get(client).map_or(0, |client| client.zone.index())
+    }
+
+    /// A number that no other request has.
+    pub(super) fn next_request(&mut self) -> u64 {
+        self.requests += 1;
+        self.requests
     }
 
     /// Requests that wait for an answer, in words.
@@ -298,8 +304,7 @@ impl World {
             self.end_attempt(operation, attempt, Attempt::Refused);
             return Ok(());
         }
-        self.clients.requests += 1;
-        let request = self.clients.requests;
+        let request = self.clients.next_request();
         let link = self.clients.list[client].links.get_mut(&(node, shard)).expect("just reached");
         link.waiting.push(Waiting { request, id, operation, attempt });
         let asked = Request { connection: link.conn as u64, command: (client as u64 + 1, id), key, act };
@@ -317,17 +322,7 @@ impl World {
         if self.clients.list[client].links.contains_key(&(node, shard)) {
             return true;
         }
-        let now = self.now;
-        let paused = self.machines[node].paused_until > now;
-        let Life::Up(process) = &self.machines[node].life else { return false };
-        let boot = process.boot;
-        if paused {
-            return false;
-        }
-        let (conn, [ours, theirs]) = self.connect([End::Client(client), End::Shard { node, boot, shard }]);
-        let process = self.process(node, boot).expect("just seen");
-        process.set_time(now);
-        process.accept(shard, conn, theirs);
+        let Some((conn, ours)) = self.open_client(End::Client(client), node, shard) else { return false };
         let zone = self.clients.list[client].zone;
         let number = self.plan.cluster.zones[zone.index()].number;
         let hello = ClientHello { cluster: None, client: client as u64 + 1, zone: Some(number) };
@@ -337,6 +332,22 @@ impl World {
         let link = ClientLink { conn, socket: ours, buffer: Vec::new(), waiting: Vec::new() };
         self.clients.list[client].links.insert((node, shard), link);
         true
+    }
+
+    /// A connection of a client to a shard, on which nothing was sent yet; `None` if nobody listens there.
+    pub(super) fn open_client(&mut self, client: End, node: usize, shard: usize) -> Option<(usize, SimSocket)> {
+        let now = self.now;
+        let paused = self.machines[node].paused_until > now;
+        let Life::Up(process) = &self.machines[node].life else { return None };
+        let boot = process.boot;
+        if paused {
+            return None;
+        }
+        let (conn, [ours, theirs]) = self.connect([client, End::Shard { node, boot, shard }]);
+        let process = self.process(node, boot).expect("just seen");
+        process.set_time(now);
+        process.accept(shard, conn, theirs);
+        Some((conn, ours))
     }
 
     /// Bytes have come to a client.
@@ -470,11 +481,11 @@ impl World {
     }
 
     /// Asks a node when everything is healed, and waits until it is executed. A write that a change of owners overtakes,
-    /// of an object that has more writers than it remembers, may end as one that nobody can judge any more: then another
-    /// is asked for.
+    /// of an object that has hostile writers or more than it remembers, may end as one that nobody can judge any more: then
+    /// another is asked for.
     pub(super) fn must_succeed(&mut self, node: usize, key: u64, write: bool, read: ReadMode) -> Checked {
         let client = self.plan.clients as usize;
-        let many_writers = client >= SESSIONS_MIN;
+        let is_hard_to_judge = client >= SESSIONS_MIN || self.plan.hostile.clients > 0;
         let mut operation = self.begin_must(client, node, key, write, read)?;
         // The first to use an object may have to learn of several owners, one after the other.
         let until = self.now + 5 * (self.plan.tuning.timers.request_timeout_us + 100_000);
@@ -484,7 +495,7 @@ impl World {
                 let text = format!("{:?} of key {key} at node {node} is not executed when all is well", asked.act);
                 return Err(Rule::Unanswered.broken(text));
             }
-            if many_writers && write && asked.is_doubtful() {
+            if is_hard_to_judge && write && asked.is_doubtful() {
                 self.leave(operation);
                 operation = self.begin_must(client, node, key, write, read)?;
             }

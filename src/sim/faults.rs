@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     disk::DiskFault,
-    plan::{Crashes, FAULT_KINDS, Plan, Theme, Weather},
+    plan::{Crashes, EXTREME_KINDS, FAULT_KINDS, Plan, Theme, Weather},
     random::{Purpose, Random},
     world::{Checked, Event, Life, World},
 };
@@ -40,6 +40,10 @@ pub enum FaultKind {
     Lag(usize, u64),
     /// A node's disk stands still.
     StallDisk(usize),
+    /// A node's turns come only once in so many microseconds, with all timers that are due by then.
+    Bursts(usize, u64),
+    /// Those of all nodes do.
+    AllBursts(u64),
     /// Zones on two sides, by the bits, that have no connection.
     PartZones(u64),
     /// Nodes on two sides, by the bits, that have no connection.
@@ -78,7 +82,31 @@ pub(super) fn schedule(plan: &Plan) -> Vec<Fault> {
         }
         at_us += random.range(1, gap_us);
     }
+    add_extremes(plan, &mortal, &mut faults);
     faults
+}
+
+/// Adds a few faults that last long or cost much.
+fn add_extremes(plan: &Plan, mortal: &[usize], faults: &mut Vec<Fault>) {
+    let random = &mut Random::new(plan.seed, Purpose::ExtremeFaults);
+    let mut at_us = random.range(5_000, 100_000);
+    while plan.extremes != 0 && at_us < plan.storm_us {
+        let node = random.below(plan.nodes() as u64) as usize;
+        let (number, period_us) = (random.below(EXTREME_KINDS), *random.pick(&[5_000, 20_000, 60_000]));
+        let long_us = random.range(50_000, plan.storm_us);
+        let kind = match number {
+            0 => Some(FaultKind::Bursts(node, period_us)),
+            1 => Some(FaultKind::AllBursts(period_us)),
+            2 => Some(FaultKind::StallDisk(node)),
+            _ if plan.crashes != Crashes::LoseDisk || mortal.is_empty() => None,
+            _ => Some(FaultKind::Crash(*random.pick(mortal), DiskFault::Gone)),
+        };
+        if let Some(kind) = kind.filter(|_| plan.extremes >> number & 1 == 1) {
+            let long_us = if matches!(kind, FaultKind::Crash(..)) { random.range(1000, 50_000) } else { long_us };
+            faults.push(Fault { at_us, long_us, kind });
+        }
+        at_us += random.range(20_000, 300_000);
+    }
 }
 
 fn draw(plan: &Plan, random: &mut Random, mortal: &mut Vec<usize>) -> Option<FaultKind> {
@@ -166,6 +194,10 @@ impl World {
             }
             FaultKind::Lag(node, much) => self.machines[node].slow = (until, much),
             FaultKind::StallDisk(node) => self.machines[node].disk_stalled_until = until,
+            FaultKind::Bursts(node, period) => self.machines[node].bursts = (until, period),
+            FaultKind::AllBursts(period) => {
+                self.machines.iter_mut().for_each(|machine| machine.bursts = (until, period));
+            }
             FaultKind::PartZones(sides) => self.each_across(sides, true, |world, a, b| world.cut_nodes(a, b, until)),
             FaultKind::PartNodes(sides) => self.each_across(sides, false, |world, a, b| world.cut_nodes(a, b, until)),
             FaultKind::PartOneWay(sides) => self.each_across(sides, false, |world, a, b| world.silence(a, b, until)),
@@ -278,8 +310,14 @@ impl World {
         }
         for node in 0..self.machines.len() {
             let machine = &mut self.machines[node];
-            (machine.disk_stalled_until, machine.paused_until, machine.slow) = (0, 0, (0, 0));
+            (machine.disk_stalled_until, machine.paused_until) = (0, 0);
+            (machine.slow, machine.bursts) = ((0, 0), (0, 1));
+            let boot = machine.boot;
             for shard in 0..machine.disks.len() {
+                if self.plan.extremes != 0 {
+                    // A sync that hangs ends.
+                    self.at(soon, Event::Synced { node, boot, shard });
+                }
                 self.turn_at(node, shard, now);
             }
             self.start(node)?;

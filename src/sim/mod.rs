@@ -17,6 +17,7 @@
 //! | `ledger` | a log with an oracle beside it that knows what is durable |
 //! | [`faults`] | what goes wrong |
 //! | `clients` | who asks what, and what they learn |
+//! | `careless` | clients that keep to no rule |
 //! | [`oracle`] | what must hold |
 //! | [`hostile`] | cores among which one peer sends what it likes |
 //! | [`shrink`] | a shorter schedule for a run that fails |
@@ -24,6 +25,7 @@
 //! | `trace` | frames, for people |
 
 mod block;
+mod careless;
 mod carry;
 mod clients;
 pub mod disk;

@@ -8,6 +8,7 @@ use super::{
     random::{Purpose, Random},
 };
 use crate::{
+    command::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
     quorum::Quorums,
     topology::{Cluster, Home, InitialOwner, QuorumSpec, StealPolicy, WanMatrix},
     tuning::{Flow, Tuning},
@@ -63,10 +64,59 @@ pub enum Theme {
 /// Kinds of faults that a run may have; each run has some of them.
 pub const FAULT_KINDS: u64 = 14;
 
+/// Kinds of extreme faults: nodes that run in bursts, one or all of them; disks that hang; disks that are lost.
+pub const EXTREME_KINDS: u64 = 4;
+
+/// How long replicas take to become equal after all requests have ended, at the most, where links are fast, in microseconds.
+const SETTLES_US: u64 = 3_000_000;
+/// How many windows of a link are left to be sent when faults end, at the most.
+const SETTLES_WINDOWS: u64 = 50;
+
 /// Bytes that may come together between two looks of a replica at what it holds.
 const BETWEEN_LOOKS_BYTES: u64 = 256 << 10;
 /// Bytes of the last frames and of heartbeats, where nothing else is under way.
 const REST_BYTES: u64 = 4 << 10;
+
+/// Clients that keep to no rule (`careless`).
+#[derive(Clone, Copy, Default, Debug)]
+pub struct HostilePlan {
+    /// How many there are: none in most runs.
+    pub clients: u64,
+    /// How many tricks each plays at most.
+    pub each: u64,
+    /// Bit i: whether trick i is among them.
+    pub tricks: u64,
+    /// How long they wait between two tricks, in microseconds.
+    pub think_us: u64,
+    /// How many reads come at once.
+    pub reads_max: u64,
+    /// The longest value, in bytes.
+    pub value_bytes_max: usize,
+}
+
+impl HostilePlan {
+    fn new(random: &mut Random, plan: &Plan) -> Self {
+        // Repeating an id is harmless only as far as an object remembers its writers.
+        if !random.permille(250) || plan.theme == Theme::Writers {
+            return Self::default();
+        }
+        let (calm, wide) = (plan.weather == Weather::Calm, plan.window_bytes >= 1 << 20);
+        Self {
+            clients: random.range(1, 2),
+            each: random.range(5, 60),
+            tricks: random.any() | random.any(),
+            think_us: *random.pick(&[1000, 5000, 20_000]),
+            reads_max: if calm { 100 } else { *random.pick(&[20, 200, 1000]) },
+            value_bytes_max: if wide { *random.pick(&[5000, 200_000, VALUE_BYTES_MAX]) } else { 5000 },
+        }
+    }
+
+    /// What they add to what may come together between two looks of a replica at what it holds, in bytes.
+    fn between_looks(&self) -> u64 {
+        let keys = 40 * KEY_BYTES_MAX as u64 + 200 * self.reads_max;
+        self.clients.min(1) * (4 * self.value_bytes_max as u64 + 4 * keys)
+    }
+}
 
 /// The frame of one run.
 #[derive(Clone, Debug)]
@@ -125,6 +175,10 @@ pub struct Plan {
     pub far_permille: u64,
     /// How often it asks a shard that does not hold the key, in thousandths.
     pub wrong_shard_permille: u64,
+    /// Clients that keep to no rule.
+    pub hostile: HostilePlan,
+    /// Bit i: whether extreme faults of kind i happen; none in most runs.
+    pub extremes: u64,
 }
 
 impl Plan {
@@ -135,16 +189,7 @@ impl Plan {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed, Purpose::Plan);
         let random = &mut random;
-        let theme = match random.below(100) {
-            0..41 => Theme::Mixed,
-            41..47 => Theme::OldOwners,
-            47..67 => Theme::Crashes,
-            67..78 => Theme::StealStorm,
-            78..85 => Theme::CatchUp,
-            85..88 => Theme::Crowd,
-            88..90 => Theme::Writers,
-            _ => Theme::Newcomers,
-        };
+        let theme = theme(random);
         let cluster = cluster(random, theme);
         let quorums = Quorums::new(&cluster).expect("the simulator asks for sound quorums");
         let weather = match random.below(10) {
@@ -191,6 +236,8 @@ impl Plan {
             value_bytes_max: *random.pick(&[58, 58, 58, 2000]),
             far_permille: *random.pick(&[0, 400, 1000]),
             wrong_shard_permille: *random.pick(&[0, 200]),
+            hostile: HostilePlan::default(),
+            extremes: 0,
             cluster,
             tuning,
         };
@@ -199,7 +246,17 @@ impl Plan {
             Crashes::None | Crashes::KeepLog => random.permille(500),
             Crashes::ForGood | Crashes::LoseDisk => true,
         };
+        plan.add_extremes();
         plan
+    }
+
+    /// Draws what was thought of later, from a stream of its own.
+    fn add_extremes(&mut self) {
+        let random = &mut Random::new(self.seed, Purpose::Extremes);
+        self.hostile = HostilePlan::new(random, self);
+        if self.weather != Weather::Calm && random.permille(200) {
+            self.extremes = random.range(1, (1 << EXTREME_KINDS) - 1);
+        }
     }
 
     /// Bends what was drawn towards the theme.
@@ -281,9 +338,9 @@ impl Plan {
         let (flow, nodes) = (&self.tuning.flow, self.nodes() as u64);
         // Commands of the simulator have 40 bytes and more, and at most twice as much again goes with them into a frame;
         // the rest is what comes between two looks of the replica at what it holds.
-        let between_looks = BETWEEN_LOOKS_BYTES + 64 * self.value_bytes_max as u64;
+        let between_looks = BETWEEN_LOOKS_BYTES + 64 * self.value_bytes_max as u64 + self.hostile.between_looks();
         let uncommitted = 4 * flow.stream_inflight_bytes_max as u64 + between_looks;
-        let clients = (self.clients + 1) * u64::from(self.cluster.shards);
+        let clients = (self.clients + 1 + 24 * self.hostile.clients) * u64::from(self.cluster.shards);
         Sizes {
             stream_bytes: flow.stream_retain_bytes as u64 + uncommitted,
             received_bytes: nodes * uncommitted,
@@ -304,7 +361,7 @@ impl Plan {
         let in_flight = 4 * (self.nodes() * flow.stream_inflight_bytes_max) as u64;
         let last_frame = in_flight.min(batch.bytes_max as u64).max(REST_BYTES);
         Sizes {
-            stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.value_bytes_max as u64,
+            stream_bytes: flow.stream_retain_bytes as u64 + 2 * last_frame + 2 * self.longest_value(),
             requests: 0,
             link_queue_bytes: REST_BYTES,
             client_queue_bytes: 0,
@@ -315,7 +372,23 @@ impl Plan {
         }
     }
 
-    /// How many keys.
+    /// How long after healing everything must have ended, and all replicas be equal, in microseconds: requests that wait have
+    /// their time, by the slowest clock, and their client's patience; what was not sent goes over the slowest link in so many
+    /// windows.
+    pub(super) fn settles_within_us(&self) -> u64 {
+        let timeout = self.tuning.timers.request_timeout_us;
+        let slowest_clock = self.clock_ppm.iter().min().copied().unwrap_or(1_000_000);
+        let slowest_link = self.delays_us.iter().flatten().max().copied().unwrap_or(0);
+        let requests = timeout * 1_000_000 / slowest_clock + self.patience_us.min(2 * timeout);
+        SETTLES_US + 2 * requests + SETTLES_WINDOWS * 2 * slowest_link
+    }
+
+    /// The longest value that anybody writes, in bytes.
+    fn longest_value(&self) -> u64 {
+        self.value_bytes_max.max(self.hostile.value_bytes_max) as u64
+    }
+
+    /// How many keys careful clients use.
     pub fn keys(&self) -> u64 {
         self.hot_keys + self.cold_keys
     }
@@ -328,7 +401,11 @@ impl fmt::Display for Plan {
         writeln!(f, "seed {}, {:?}: zones of {sizes:?} nodes, {} shards", self.seed, self.theme, cluster.shards)?;
         writeln!(f, "  quorum {:?}, owner {:?}, steal {:?}", cluster.quorum, cluster.initial_owner, cluster.steal)?;
         let (weather, crashes, faults) = (self.weather, self.crashes, self.faults & ((1 << FAULT_KINDS) - 1));
-        writeln!(f, "  {weather:?} for {} ms, crashes {crashes:?}, faults {faults:#016b}", self.storm_us / 1000)?;
+        let (storm, extremes) = (self.storm_us / 1000, self.extremes);
+        writeln!(
+            f,
+            "  {weather:?} for {storm} ms, crashes {crashes:?}, faults {faults:#016b}, extremes {extremes:#06b}"
+        )?;
         let (window, pieces, wan) = (self.window_bytes, self.pieces_permille, cluster.wan.is_some());
         writeln!(f, "  delays {:?} µs, window {window}, in pieces {pieces}‰, matrix {wan}", self.delays_us)?;
         let (disk, turns, clocks) = (self.disk_us, self.long_turn_permille, &self.clock_ppm);
@@ -339,7 +416,23 @@ impl fmt::Display for Plan {
         let (think, patience, far) = (self.think_us, self.patience_us, self.far_permille);
         let (ahead, value) = (self.ids_ahead, self.value_bytes_max);
         writeln!(f, "  think {think} µs, patience {patience} µs, far {far}‰, ids {ahead} ahead, values up to {value}")?;
+        if self.hostile.clients > 0 {
+            writeln!(f, "  {:?}", self.hostile)?;
+        }
         write!(f, "  {:?}\n  {:?}", self.tuning.batch, self.tuning.flow)
+    }
+}
+
+fn theme(random: &mut Random) -> Theme {
+    match random.below(100) {
+        0..41 => Theme::Mixed,
+        41..47 => Theme::OldOwners,
+        47..67 => Theme::Crashes,
+        67..78 => Theme::StealStorm,
+        78..85 => Theme::CatchUp,
+        85..88 => Theme::Crowd,
+        88..90 => Theme::Writers,
+        _ => Theme::Newcomers,
     }
 }
 

@@ -30,6 +30,9 @@ use crate::{
 /// Where a new process's clock begins, before its offset, in microseconds.
 const CLOCK_BEGINS: u64 = 1_000_000;
 
+/// Slots of an object that may be open at once: fewer than in the product, so that short histories reach the bound.
+const OPEN_SLOTS: u64 = 24;
+
 /// How a node's clock follows virtual time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
@@ -139,6 +142,7 @@ impl Process {
             let core = Witness::new(core, index, id.0, Rc::clone(start.watch));
             let log = LedgerLog { log: Box::new(DiskLog(Rc::clone(disk))), ledger: Rc::clone(&ledger) };
             let shard = Shard::new(Arc::clone(&node), id, core, Box::new(log), None);
+            shard.open_tap();
             shard.set_mail_waker(Waker::from(Arc::new(MailWaker(number, Arc::clone(&woken)))));
             let dial = |peer| Dial { backoff: shard.backoff(NodeIndex(peer as u8)), conn: None };
             let dials = (0..start.node).map(dial).collect();
@@ -183,6 +187,7 @@ fn recovered(start: &Start<'_>, shard: ShardId, now: Micros, disk: &mut Disk) ->
     config.leads_at_home = start.state_boot == 1;
     config.seed ^= start.plan.seed;
     config.mutant = start.mutant;
+    config.open_slots = OPEN_SLOTS;
     let mut core = WPaxos::new(config, now);
     if start.state_boot > 1 {
         let Recovered { checkpoint, records } = disk.recover()?;

@@ -16,10 +16,16 @@ pub enum Purpose {
     Disk = 5,
     /// What goes wrong, and when.
     Faults = 6,
+    /// What hostile clients do.
+    Hostile = 7,
+    /// What else the run is about: what is drawn later leaves the plan of other runs as it was.
+    Extremes = 8,
+    /// What goes wrong in those runs besides.
+    ExtremeFaults = 9,
     /// What a log without a cluster is given, and what happens to it.
-    Log = 7,
+    Log = 10,
     /// How much may wait for a disk.
-    Waiting = 8,
+    Waiting = 11,
 }
 
 /// splitmix64.

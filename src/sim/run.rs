@@ -95,6 +95,8 @@ pub struct Summary {
     pub faults: usize,
     /// Keys whose search for an order was given up.
     pub undecided: usize,
+    /// How long after healing every request had ended and the replicas were equal, in virtual microseconds.
+    pub settled_us: u64,
     /// Follows from every frame that was sent, and when.
     pub trace_hash: u64,
 }
@@ -172,6 +174,7 @@ fn summary(world: &World, undecided: usize) -> Summary {
         executed,
         faults: world.faults.len(),
         undecided,
+        settled_us: world.settled_us,
         trace_hash: world.trace_hash,
     }
 }
@@ -214,11 +217,14 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
     }
     world.begin_weather(faults, without);
     world.begin_clients();
+    world.begin_hostile();
     let storm = world.now + world.plan.storm_us;
     world.run(storm + 50_000, |_| false)?;
     finish_requests(world)?;
     if world.steps < world.steps_max {
         become_equal(world, "after healing")?;
+        world.settled_us = world.now - storm;
+        world.liveness.check_settled(world.settled_us, world.plan.settles_within_us())?;
         serve_everything(world)?;
         become_equal(world, "in the end")?;
         come_to_rest(world)?;
@@ -229,11 +235,12 @@ fn go(world: &mut World, faults: &[Fault], without: &BTreeSet<usize>) -> Checked
 /// Nobody asks for anything new: every request ends.
 fn finish_requests(world: &mut World) -> Checked {
     world.clients.closed = true;
+    world.end_hostile();
     let timeout = world.plan.tuning.timers.request_timeout_us;
     let slowest = world.plan.clock_ppm.iter().min().copied().unwrap_or(1_000_000);
     let limit = world.now + 5 * (timeout * 1_000_000 / slowest + world.plan.patience_us);
     world.liveness.extended(limit);
-    world.run(limit, |world| world.clients.are_done())?;
+    world.run_until(limit, |world| world.clients.are_done())?;
     if world.steps >= world.steps_max {
         return Ok(());
     }
@@ -243,7 +250,7 @@ fn finish_requests(world: &mut World) -> Checked {
 /// All live replicas know the same, and nothing is under way.
 fn become_equal(world: &mut World, when: &str) -> Checked {
     let limit = world.now + EQUAL_WITHIN_US;
-    world.run(limit, |world| are_equal(world).is_ok())?;
+    world.run_until(limit, |world| are_equal(world).is_ok())?;
     match are_equal(world) {
         Err(violation) if world.steps < world.steps_max => {
             Err(Violation { text: format!("{when}: {}", violation.text), ..violation })
@@ -319,6 +326,7 @@ fn check_histories(world: &World) -> Checked<usize> {
             history.add(key, operation);
         }
     }
+    world.hostile.histories().for_each(|(key, operation)| history.add(key, operation));
     history.check(SEARCH_STEPS_MAX).map(|given_up| given_up.len())
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    careless::Hostile,
     clients::Clients,
     disk::Disk,
     faults::Fault,
@@ -48,6 +49,8 @@ pub(super) enum Event {
     Restart { node: usize },
     /// A client begins an operation.
     Client(usize),
+    /// A hostile client does something.
+    Hostile(usize),
     /// A client's patience with an attempt is over.
     Patience { operation: usize, attempt: usize },
     /// A fault of the schedule.
@@ -78,6 +81,8 @@ pub(super) struct Machine {
     pub(super) paused_until: u64,
     /// Every turn takes up to this much longer, until then.
     pub(super) slow: (u64, u64),
+    /// Turns come only at multiples of so many microseconds, until then.
+    pub(super) bursts: (u64, u64),
     pub(super) disk_stalled_until: u64,
     /// How long it stays down when it is told to stop.
     pub(super) down_us: u64,
@@ -119,7 +124,10 @@ pub(super) struct World {
     order: u64,
     pub(super) faults: Vec<Fault>,
     pub(super) healed: bool,
+    /// How long after that everything had ended and all were equal, in microseconds.
+    pub(super) settled_us: u64,
     pub(super) clients: Clients,
+    pub(super) hostile: Hostile,
     pub(super) watch: Rc<RefCell<Watch>>,
     pub(super) liveness: Liveness,
     pub(super) memory: Memory,
@@ -152,6 +160,7 @@ impl World {
             disks: (0..shards).map(|_| Rc::new(RefCell::new(disk_of(&plan)))).collect(),
             paused_until: 0,
             slow: (0, 0),
+            bursts: (0, 1),
             disk_stalled_until: 0,
             down_us: 0,
         };
@@ -160,6 +169,7 @@ impl World {
             cluster: Arc::new(plan.cluster.clone()),
             tuning: Arc::new(plan.tuning.clone()),
             clients: Clients::new(&plan),
+            hostile: Hostile::new(&plan),
             watch: Rc::new(RefCell::new(Watch {
                 observer: Observer::new(plan.quorums.clone(), count, shards),
                 violation: None,
@@ -178,6 +188,7 @@ impl World {
             order: 0,
             faults: Vec::new(),
             healed: false,
+            settled_us: 0,
             steps: 0,
             steps_max: u64::MAX,
             trace_hash: 0,
@@ -189,7 +200,7 @@ impl World {
     /// Says what happens, if somebody wants to see it.
     pub(super) fn say(&self, what: impl FnOnce() -> String) {
         if self.tracing {
-            eprintln!("{:>9} {}", self.now - BEGIN_US, what());
+            crate::complain!("{:>9} {}", self.now - BEGIN_US, what());
         }
     }
 
@@ -245,6 +256,15 @@ impl World {
         Ok(done(self))
     }
 
+    /// Runs until `done` says so, which is asked at short intervals of virtual time, or up to `until`; whether it did.
+    pub(super) fn run_until(&mut self, until: u64, done: impl Fn(&Self) -> bool) -> Checked<bool> {
+        const STEP_US: u64 = 5_000;
+        while !done(self) && self.now < until && self.steps < self.steps_max {
+            self.run(until.min(self.now + STEP_US), |_| false)?;
+        }
+        Ok(done(self))
+    }
+
     fn handle(&mut self, event: Event) -> Checked {
         match event {
             Event::Turn { node, boot, shard } => self.on_turn(node, boot, shard),
@@ -253,6 +273,7 @@ impl World {
             Event::Synced { node, boot, shard } => self.on_synced(node, boot, shard),
             Event::Restart { node } => self.start(node),
             Event::Client(client) => self.on_client(client),
+            Event::Hostile(who) => self.on_hostile(who),
             Event::Patience { operation, attempt } => self.on_patience(operation, attempt),
             Event::Fault(number) => self.on_fault(number),
             Event::Heal => self.heal(),
@@ -325,7 +346,9 @@ impl World {
 
     /// Has a shard's turn happen at a time, unless an earlier one is due.
     pub(super) fn turn_at(&mut self, node: usize, shard: usize, time: u64) {
+        let (bursts_until, period) = self.machines[node].bursts;
         let time = time.max(self.now);
+        let time = if bursts_until > self.now { time.next_multiple_of(period) } else { time };
         let Life::Up(process) = &mut self.machines[node].life else { return };
         let boot = process.boot;
         let state = &mut process.shards[shard];
@@ -368,6 +391,9 @@ impl World {
                 self.turn_at(node, shard, time.max(now + u64::from(slept)));
             }
             Next::Stopped => state.stopped = true,
+        }
+        if let Some(process) = self.process(node, boot) {
+            process.shards[shard].shard.feed();
         }
         self.resume_readers(node, boot, shard)?;
         self.begin_sync(node, boot, shard);

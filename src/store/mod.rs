@@ -4,7 +4,7 @@ mod history;
 mod recent;
 
 pub use history::{History, Version};
-pub use recent::{Judgement, OLDER_MAX, OPEN_SLOTS_MAX, Older, Recent, SESSIONS_MAX, SESSIONS_MIN, Session};
+pub use recent::{Judgement, OLDER_MAX, OPEN_SLOTS_MAX, Older, Recent, SESSIONS_MAX, SESSIONS_MIN, Session, Write};
 
 use smallvec::SmallVec;
 
@@ -34,33 +34,40 @@ pub struct Executed {
     pub status: Status,
     /// The object's version when it did.
     pub version: u64,
+    /// Whether that was before, and nothing happened now.
+    pub repeated: bool,
+}
+
+impl Executed {
+    const fn now(status: Status, version: u64) -> Self {
+        Self { status, version, repeated: false }
+    }
 }
 
 impl ObjectState {
-    /// Executes the command decided in `slot`. A write that its client has had executed before changes nothing and is
-    /// answered from `recent`; one that cannot be judged is not executed (`protocol.md` §7).
-    pub fn execute(&mut self, slot: u64, command: Command<'_>) -> Executed {
+    /// Executes the command decided in `slot`, of an object that has up to `open_slots` open at a time. A write that its
+    /// client has had executed before changes nothing and is answered from `recent`; one that cannot be judged is not
+    /// executed (`protocol.md` §7).
+    pub fn execute(&mut self, slot: u64, command: Command<'_>, open_slots: u64) -> Executed {
         match command.op() {
-            Op::Noop => Executed { status: Status::Ok, version: self.version },
+            Op::Noop => Executed::now(Status::Ok, self.version),
             Op::Get => {
                 let status = if self.value.is_some() { Status::Ok } else { Status::NotFound };
-                Executed { status, version: self.version }
+                Executed::now(status, self.version)
             }
-            Op::Put | Op::Delete | Op::CompareAndSwap => self.execute_write(slot, command),
+            Op::Put | Op::Delete | Op::CompareAndSwap => self.execute_write(slot, command, open_slots),
         }
     }
 
-    fn execute_write(&mut self, slot: u64, command: Command<'_>) -> Executed {
-        let place = self.recent.place_of(command.client());
-        match self.recent.judge_at(place, command.id(), command.is_retry()) {
-            Judgement::Fresh => {}
-            Judgement::Done(executed) => return executed,
-            Judgement::Duplicate => return Executed { status: Status::Duplicate, version: self.version },
-            Judgement::Unknown => return Executed { status: Status::OutcomeUnknown, version: self.version },
+    fn execute_write(&mut self, slot: u64, command: Command<'_>, open_slots: u64) -> Executed {
+        let (place, digest) = (self.recent.place_of(command.client()), command.digest());
+        let judged = self.recent.judge_at(place, command.id(), digest, command.is_retry());
+        if let Some(executed) = judged.answer(self.version) {
+            return executed;
         }
-        let status = self.apply(command);
-        let executed = Executed { status, version: self.version };
-        self.recent.record_at(place, slot, (command.client(), command.id()), executed);
+        let executed = Executed::now(self.apply(command), self.version);
+        let write = Write { slot, client: command.client(), id: command.id(), digest };
+        self.recent.record_at(place, write, executed, open_slots);
         executed
     }
 
@@ -101,9 +108,9 @@ impl ObjectState {
         }
     }
 
-    /// What is known of a client's command.
-    pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
-        self.recent.judge(client, id, retry)
+    /// What is known of a client's command, taken for a retry.
+    pub fn judge_retry(&self, command: Command<'_>) -> Judgement {
+        self.recent.judge(command.client(), command.id(), command.digest(), true)
     }
 }
 
@@ -120,7 +127,7 @@ mod tests {
         let mut bytes = Vec::new();
         let (client, id, retry) = who;
         NewCommand { client, id, retry, key: b"k", action }.encode(&mut bytes).unwrap();
-        let executed = state.execute(slot, Command::parse(&bytes).unwrap());
+        let executed = state.execute(slot, Command::parse(&bytes).unwrap(), OPEN_SLOTS_MAX);
         (executed.status, executed.version)
     }
 
@@ -143,6 +150,33 @@ mod tests {
         assert_eq!(run(s, 11, 11, Action::Delete), (Status::Ok, 5));
         assert_eq!(run(s, 12, 12, Action::Noop), (Status::Ok, 5));
         assert_eq!(s.value, None);
+    }
+
+    #[test]
+    fn another_command_with_an_id_that_was_executed_is_never_taken_for_done() {
+        let mut state = ObjectState::default();
+        let s = &mut state;
+        assert_eq!(run(s, 1, 9, Action::Put(b"first")), (Status::Ok, 1));
+        for retry in [false, true] {
+            for other in [Action::Put(b"second"), Action::Delete] {
+                assert_eq!(run_as(s, 2, (1, 9, retry), other), (Status::IdReused, 1), "{other:?}, a retry: {retry}");
+            }
+            let again = run_as(s, 3, (1, 9, retry), Action::Put(b"first"));
+            assert_eq!(again, (Status::Ok, 1), "the same, a retry: {retry}");
+        }
+        assert_eq!(run(s, 4, 10, Action::Put(b"third")), (Status::Ok, 2));
+        assert_eq!(run(s, 5, 9, Action::Put(b"second")), (Status::IdTaken, 2), "which one it was is forgotten");
+        assert_eq!(run_as(s, 6, (1, 9, true), Action::Put(b"first")), (Status::Duplicate, 2), "its client knows");
+        assert_eq!(s.value.as_deref(), Some(b"third".as_slice()));
+    }
+
+    #[test]
+    fn what_was_executed_before_is_said_to_be_repeated() {
+        let (mut state, mut bytes) = (ObjectState::default(), Vec::new());
+        NewCommand { client: 1, id: 1, retry: false, key: b"k", action: Action::Put(b"v") }.encode(&mut bytes).unwrap();
+        let repeated: Vec<bool> =
+            (1..=2).map(|slot| state.execute(slot, Command::view(&bytes), OPEN_SLOTS_MAX).repeated).collect();
+        assert_eq!(repeated, [false, true]);
     }
 
     #[test]

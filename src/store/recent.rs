@@ -5,11 +5,11 @@ use smallvec::SmallVec;
 use super::Executed;
 use crate::command::{ID_MAX, ID_MIN, Status};
 
-/// How many slots of an object may be open at once: proposed, and not executed by its owner. Fewer in the simulator, whose
-/// histories are short.
-pub const OPEN_SLOTS_MAX: u64 = if cfg!(feature = "sim") { 24 } else { 256 };
+/// How many slots of an object may be open at once: proposed, and not executed by its owner. All replicas of a cluster have to
+/// have the same number, which is why it cannot be set; the simulator, whose histories are short, runs clusters with fewer.
+pub const OPEN_SLOTS_MAX: u64 = 256;
 /// How many writers an object remembers, at the least. The one whose last write is oldest is dropped first, but never while a
-/// copy of that write may still be in an open slot: more than these are those that wrote in the last [`OPEN_SLOTS_MAX`] slots.
+/// copy of that write may still be in an open slot: more than these are those that wrote in the last slots that may be open.
 pub const SESSIONS_MIN: usize = 16;
 /// How many sessions there can be.
 pub const SESSIONS_MAX: usize = SESSIONS_MIN + OPEN_SLOTS_MAX as usize;
@@ -37,6 +37,8 @@ pub struct Session {
     pub blind_below: u64,
     /// The slot of its last execution: the oldest is dropped first.
     pub slot: u64,
+    /// The [digest](crate::command::Command::digest) of `highest`.
+    pub digest: u32,
     /// The outcome of `highest`.
     pub status: Status,
     /// The object's version after `highest`.
@@ -60,10 +62,45 @@ pub enum Judgement {
     Fresh,
     /// It has, with this outcome.
     Done(Executed),
-    /// It has; its outcome is no longer known.
+    /// A retry of a command that has been; its outcome is no longer known, nor what it was.
     Duplicate,
-    /// It may have been.
+    /// A retry of a command that may have been.
     Unknown,
+    /// Another command with its id has been.
+    Reused,
+    /// A first copy, and a command with its id has been; what that was is no longer known.
+    Taken,
+    /// A first copy, and a command with its id may have been.
+    Stale,
+}
+
+impl Judgement {
+    /// What a command that is judged so is answered without being executed; `None` if it is to be. `version` is the object's.
+    pub fn answer(self, version: u64) -> Option<Executed> {
+        let status = match self {
+            Self::Fresh => return None,
+            Self::Done(executed) => return Some(executed),
+            Self::Duplicate => Status::Duplicate,
+            Self::Unknown => Status::OutcomeUnknown,
+            Self::Reused => Status::IdReused,
+            Self::Taken => Status::IdTaken,
+            Self::Stale => Status::IdStale,
+        };
+        Some(Executed { status, version, repeated: false })
+    }
+}
+
+/// A write that is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The slot that decided it.
+    pub slot: u64,
+    /// Who issued it.
+    pub client: u64,
+    /// The client's number for it.
+    pub id: u64,
+    /// Its [digest](crate::command::Command::digest).
+    pub digest: u32,
 }
 
 impl Recent {
@@ -86,9 +123,10 @@ impl Recent {
             && slots.last().is_none_or(|last| *last <= applied)
     }
 
-    /// What is known of a client's command.
-    pub fn judge(&self, client: u64, id: u64, retry: bool) -> Judgement {
-        self.judge_at(self.place_of(client), id, retry)
+    /// What is known of a client's command. Its digest is compared with that of the client's highest id only; a first copy
+    /// with any other id that is remembered as executed is not taken for done, whatever it is.
+    pub fn judge(&self, client: u64, id: u64, digest: u32, retry: bool) -> Judgement {
+        self.judge_at(self.place_of(client), id, digest, retry)
     }
 
     /// Where a client's session is, for [`Self::judge_at`] and [`Self::record_at`].
@@ -96,29 +134,35 @@ impl Recent {
         self.sessions.iter().position(|session| session.client == client)
     }
 
-    pub(super) fn judge_at(&self, place: Option<usize>, id: u64, retry: bool) -> Judgement {
+    pub(super) fn judge_at(&self, place: Option<usize>, id: u64, digest: u32, retry: bool) -> Judgement {
         let session = place.map(|place| &self.sessions[place]);
         let blind_below = session.map_or(self.blind_below, |session| session.blind_below);
         let unseen = if retry && id < blind_below { Judgement::Unknown } else { Judgement::Fresh };
         let Some(session) = session.filter(|session| id <= session.highest) else { return unseen };
+        let executed = if retry { Judgement::Duplicate } else { Judgement::Taken };
         match session.highest - id {
-            0 => Judgement::Done(Executed { status: session.status, version: session.version }),
-            back @ 1..=WINDOW if session.before >> (back - 1) & 1 == 1 => Judgement::Duplicate,
+            0 if session.digest != digest => Judgement::Reused,
+            0 => Judgement::Done(Executed { status: session.status, version: session.version, repeated: true }),
+            back @ 1..=WINDOW if session.before >> (back - 1) & 1 == 1 => executed,
             1..=WINDOW => unseen,
-            _ if session.older.has(session.highest, id) => Judgement::Duplicate,
+            _ if session.older.has(session.highest, id) => executed,
             _ if id > session.floor => unseen,
-            _ => Judgement::Unknown,
+            _ if retry => Judgement::Unknown,
+            _ => Judgement::Stale,
         }
     }
 
-    /// Notes that a command that was judged [`Judgement::Fresh`] is executed.
-    pub fn record(&mut self, slot: u64, client: u64, id: u64, executed: Executed) {
-        self.record_at(self.place_of(client), slot, (client, id), executed);
+    /// Notes that a command that was judged [`Judgement::Fresh`] is executed, on an object that has up to `open_slots` open
+    /// at a time.
+    pub fn record(&mut self, write: Write, executed: Executed, open_slots: u64) {
+        self.record_at(self.place_of(write.client), write, executed, open_slots);
     }
 
-    pub(super) fn record_at(&mut self, place: Option<usize>, slot: u64, (client, id): (u64, u64), executed: Executed) {
+    pub(super) fn record_at(&mut self, place: Option<usize>, write: Write, executed: Executed, open_slots: u64) {
+        assert!(open_slots <= OPEN_SLOTS_MAX, "there are places for the sessions of {OPEN_SLOTS_MAX} slots");
+        let Write { slot, client, id, digest } = write;
         let Some(session) = place.map(|place| &mut self.sessions[place]) else {
-            self.admit(Session {
+            let session = Session {
                 client,
                 highest: id,
                 before: 0,
@@ -126,15 +170,17 @@ impl Recent {
                 floor: 0,
                 blind_below: self.blind_below,
                 slot,
+                digest,
                 status: executed.status,
                 version: executed.version,
-            });
+            };
+            self.admit(session, open_slots);
             return;
         };
         session.slot = slot;
         if id > session.highest {
             session.rise_to(id);
-            (session.status, session.version) = (executed.status, executed.version);
+            (session.digest, session.status, session.version) = (digest, executed.status, executed.version);
             return;
         }
         assert!(id < session.highest, "the highest id was judged done");
@@ -144,12 +190,12 @@ impl Recent {
         }
     }
 
-    fn admit(&mut self, session: Session) {
+    fn admit(&mut self, session: Session, open_slots: u64) {
         let slot = session.slot;
         while self.sessions.len() >= SESSIONS_MIN {
             let oldest = self.sessions.iter().enumerate().min_by_key(|(_, session)| session.slot);
             let (place, oldest) = oldest.expect("there are some");
-            if oldest.slot + OPEN_SLOTS_MAX >= slot {
+            if oldest.slot + open_slots >= slot {
                 break;
             }
             self.blind_below = self.blind_below.max(oldest.highest.saturating_add(1));
@@ -301,7 +347,19 @@ mod tests {
 
     use super::*;
 
-    const DONE: Executed = Executed { status: Status::Ok, version: 1 };
+    const DONE: Executed = Executed { status: Status::Ok, version: 1, repeated: true };
+
+    /// Every command with the same id is the same one.
+    impl Recent {
+        fn judged(&self, client: u64, id: u64, retry: bool) -> Judgement {
+            self.judge(client, id, id as u32, retry)
+        }
+
+        fn note(&mut self, slot: u64, client: u64, id: u64) {
+            let write = Write { slot, client, id, digest: id as u32 };
+            self.record(write, Executed { repeated: false, ..DONE }, OPEN_SLOTS_MAX);
+        }
+    }
 
     proptest! {
         /// Whatever the order in which ids are executed, none is ever taken for fresh again, and one that was not executed
@@ -313,16 +371,20 @@ mod tests {
         ) {
             let (mut recent, mut executed) = (Recent::default(), BTreeSet::new());
             for id in ids.into_iter().map(|id| id * spread) {
-                match recent.judge(7, id, false) {
+                match recent.judged(7, id, false) {
                     Judgement::Fresh => {
                         prop_assert!(executed.insert(id), "{id} was executed before");
-                        recent.record(id, 7, id, DONE);
+                        recent.note(id, 7, id);
                     }
-                    Judgement::Done(_) | Judgement::Duplicate => prop_assert!(executed.contains(&id)),
-                    Judgement::Unknown => prop_assert!(id <= recent.sessions[0].floor),
+                    Judgement::Done(_) | Judgement::Taken => prop_assert!(executed.contains(&id)),
+                    Judgement::Stale => prop_assert!(id <= recent.sessions[0].floor),
+                    other => prop_assert!(false, "{id}, a first copy, is judged {other:?}"),
                 }
                 for id in &executed {
-                    prop_assert_ne!(recent.judge(7, *id, true), Judgement::Fresh);
+                    prop_assert_ne!(recent.judged(7, *id, true), Judgement::Fresh);
+                    prop_assert_ne!(recent.judged(7, *id, false), Judgement::Fresh);
+                    let other = recent.judge(7, *id, !(*id as u32), false);
+                    prop_assert!(!matches!(other, Judgement::Fresh | Judgement::Done(_)), "{other:?}");
                 }
             }
         }
@@ -332,27 +394,27 @@ mod tests {
     #[test]
     fn a_new_session_does_not_vouch_for_what_a_dropped_one_knew() {
         let mut recent = Recent::default();
-        recent.record(1, 7, 5, DONE);
+        recent.note(1, 7, 5);
         for client in 100..100 + SESSIONS_MIN as u64 {
-            recent.record(client - 98, client, 1, DONE);
+            recent.note(client - 98, client, 1);
         }
         assert_eq!(
             (recent.blind_below, recent.sessions.len()),
             (0, 1 + SESSIONS_MIN),
             "a copy may still be in an open slot"
         );
-        recent.record(OPEN_SLOTS_MAX + 2, 150, 1, DONE);
+        recent.note(OPEN_SLOTS_MAX + 2, 150, 1);
         assert_eq!((recent.blind_below, recent.sessions.len()), (6, 1 + SESSIONS_MIN));
-        assert_eq!(recent.judge(7, 5, true), Judgement::Unknown);
-        assert_eq!(recent.judge(7, 6, true), Judgement::Fresh, "above everything that was forgotten");
-        recent.record(OPEN_SLOTS_MAX + 3, 7, 3, DONE);
-        assert_eq!(recent.judge(7, 3, true), Judgement::Done(DONE));
+        assert_eq!(recent.judged(7, 5, true), Judgement::Unknown);
+        assert_eq!(recent.judged(7, 6, true), Judgement::Fresh, "above everything that was forgotten");
+        recent.note(OPEN_SLOTS_MAX + 3, 7, 3);
+        assert_eq!(recent.judged(7, 3, true), Judgement::Done(DONE));
         for id in [2, 4, 5] {
-            assert_eq!(recent.judge(7, id, true), Judgement::Unknown, "{id}");
-            assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id} as a first copy");
+            assert_eq!(recent.judged(7, id, true), Judgement::Unknown, "{id}");
+            assert_eq!(recent.judged(7, id, false), Judgement::Fresh, "{id} as a first copy");
         }
-        recent.record(OPEN_SLOTS_MAX + 4, 7, 5, DONE);
-        assert_eq!((recent.judge(7, 4, true), recent.judge(7, 6, true)), (Judgement::Unknown, Judgement::Fresh));
+        recent.note(OPEN_SLOTS_MAX + 4, 7, 5);
+        assert_eq!((recent.judged(7, 4, true), recent.judged(7, 6, true)), (Judgement::Unknown, Judgement::Fresh));
     }
 
     #[test]
@@ -360,20 +422,20 @@ mod tests {
         let mut recent = Recent::default();
         let far = u64::from(u32::MAX);
         for id in [5, 100, 100 + far, 101 + far, 300 + far] {
-            assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id}");
-            recent.record(id, 7, id, DONE);
+            assert_eq!(recent.judged(7, id, false), Judgement::Fresh, "{id}");
+            recent.note(id, 7, id);
         }
         // 5 and 100 are more than 2^32 below the highest.
         let backs = recent.sessions[0].older.backs(300 + far);
         assert_eq!((backs[..3].to_vec(), recent.sessions[0].floor), (vec![199, 200, 0], 100));
         assert_eq!(Older::from_backs(300 + far, backs), Some(recent.sessions[0].older));
-        assert_eq!((recent.judge(7, 100, true), recent.judge(7, 99, false)), (Judgement::Unknown, Judgement::Unknown));
+        assert_eq!((recent.judged(7, 100, true), recent.judged(7, 99, false)), (Judgement::Unknown, Judgement::Stale));
         assert_eq!(
-            (recent.judge(7, 101, true), recent.judge(7, 100 + far, true)),
+            (recent.judged(7, 101, true), recent.judged(7, 100 + far, true)),
             (Judgement::Fresh, Judgement::Duplicate)
         );
-        recent.record(500 + far, 7, 101, DONE);
-        assert_eq!(recent.judge(7, 101, true), Judgement::Unknown, "it is too far below to be remembered by itself");
+        recent.note(500 + far, 7, 101);
+        assert_eq!(recent.judged(7, 101, true), Judgement::Unknown, "it is too far below to be remembered by itself");
         for wrong in [[82, 81, 0], [0, 81, 0], [81, 81, 0], [81, 100, 0], [64, 81, 0]] {
             let mut backs = [0; OLDER_MAX];
             backs[..3].copy_from_slice(&wrong);
@@ -388,18 +450,21 @@ mod tests {
     fn ids_that_are_far_apart_may_overtake_each_other() {
         let mut recent = Recent::default();
         let execute = |recent: &mut Recent, id: u64| {
-            assert_eq!(recent.judge(7, id, false), Judgement::Fresh, "{id}");
-            recent.record(id, 7, id, DONE);
+            assert_eq!(recent.judged(7, id, false), Judgement::Fresh, "{id}");
+            recent.note(id, 7, id);
         };
         for number in 1..=OLDER_MAX as u64 {
             execute(&mut recent, 1_000 * number);
         }
         // Late by up to as many commands as are remembered.
         execute(&mut recent, 10);
-        assert_eq!(recent.judge(7, 1_000, true), Judgement::Duplicate);
+        assert_eq!(recent.judged(7, 1_000, true), Judgement::Duplicate);
         execute(&mut recent, 90_000);
         // Now the lowest is no longer remembered, and what is no higher cannot be judged.
-        assert_eq!((recent.judge(7, 10, true), recent.judge(7, 9, true)), (Judgement::Unknown, Judgement::Unknown));
-        assert_eq!((recent.judge(7, 11, true), recent.judge(7, 1_000, true)), (Judgement::Fresh, Judgement::Duplicate));
+        assert_eq!((recent.judged(7, 10, true), recent.judged(7, 9, true)), (Judgement::Unknown, Judgement::Unknown));
+        assert_eq!(
+            (recent.judged(7, 11, true), recent.judged(7, 1_000, true)),
+            (Judgement::Fresh, Judgement::Duplicate)
+        );
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `LOCK` | the process that uses the directory; locked as long as it lives |
 //! | `identity.json`, `identity.copy.json` | the node and the cluster that the state is of, and its incarnation |
-//! | `boot.json`, `boot.copy.json` | how often the node was started on it, whether it stopped well, on which boot of the machine |
+//! | `boot.json`, `boot.copy.json` | number of starts, whether the last stop was clean, which boot of the machine |
 //! | `shard-N/` | the log of a shard |
 //!
 //! Small files have checksums and two copies ([`copies`]). They are written under another name, synced and renamed. Before a

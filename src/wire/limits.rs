@@ -31,6 +31,9 @@ impl Kind {
             Self::Prepare | Self::Reject | Self::Handover | Self::StateRequest | Self::Confirm => KEYED_ROWS,
             // 16 bytes for each object of a Confirm, which has a longer row for it.
             Self::ConfirmReply => KEYED_ROWS,
+            // 16 bytes for each object of a Probe, whose row may have 9.
+            Self::Probe => KEYED_ROWS,
+            Self::ProbeReply => 2 * KEYED_ROWS,
             // Rows with a state, with a part of a tail, or with both.
             Self::Promise | Self::Merge | Self::Kept => 2 * SPLIT_BYTES + COMMAND_BYTES_MAX + STATE_ROW,
             Self::State => SPLIT_BYTES + STATE_ROW,

@@ -110,6 +110,10 @@ pub enum Kind {
     MergeRequest = 37,
     /// A page of that list.
     Merge = 38,
+    /// Asks for objects that the sender has never heard of, before it answers reads of them.
+    Probe = 39,
+    /// The answer to Probe, with the objects that the receiver knows.
+    ProbeReply = 40,
     /// In logs: what a node knows of the configuration.
     Membership = 48,
     /// In checkpoints: a place in a stream.
@@ -160,6 +164,8 @@ impl Kind {
             36 => Self::Reconfigure,
             37 => Self::MergeRequest,
             38 => Self::Merge,
+            39 => Self::Probe,
+            40 => Self::ProbeReply,
             48 => Self::Membership,
             49 => Self::StreamPlace,
             50 => Self::Kept,
@@ -359,7 +365,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 35] = [
+    const KINDS: [Kind; 37] = [
         Kind::PeerHello,
         Kind::PeerWelcome,
         Kind::Refused,
@@ -386,6 +392,8 @@ mod tests {
         Kind::Reconfigure,
         Kind::MergeRequest,
         Kind::Merge,
+        Kind::Probe,
+        Kind::ProbeReply,
         Kind::Membership,
         Kind::StreamPlace,
         Kind::Kept,

@@ -131,6 +131,13 @@ impl Replicas {
         Path::new("/proc").join(self.running[place].as_ref().expect("it runs").child.id().to_string())
     }
 
+    /// Bytes of memory that a node has resident.
+    pub fn resident(&self, place: usize) -> usize {
+        let status = fs::read_to_string(self.process(place).join("status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
     /// Descriptors that a node has open.
     pub fn descriptors(&self, place: usize) -> usize {
         fs::read_dir(self.process(place).join("fd")).unwrap().count()

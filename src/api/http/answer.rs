@@ -19,8 +19,14 @@ pub struct Verdict {
     pub retry_after: Option<u32>,
 }
 
-/// How a command ended, as HTTP tells it.
-pub fn verdict(op: Op, status: Status, missing: Missing) -> Verdict {
+/// How a command ended, as HTTP tells it; `repeated` if that was before, and nothing happened now.
+pub fn verdict(op: Op, status: Status, repeated: bool, missing: Missing) -> Verdict {
+    let verdict = first_verdict(op, status, missing);
+    let outcome = if repeated && verdict.outcome == "done" { "repeated" } else { verdict.outcome };
+    Verdict { outcome, ..verdict }
+}
+
+fn first_verdict(op: Op, status: Status, missing: Missing) -> Verdict {
     let says = |code, outcome, text| Verdict { code, outcome, text, retry_after: None };
     match status {
         Status::Ok => says(200, "done", ""),
@@ -29,9 +35,28 @@ pub fn verdict(op: Op, status: Status, missing: Missing) -> Verdict {
         Status::NotFound => says(404, "done", "there is no such key; nothing was deleted\n"),
         Status::CasFailed => says(412, "done", "the key is not as expected\n"),
         Status::Duplicate => says(200, "repeated", ""),
-        Status::OutcomeUnknown => {
-            says(409, "unknown", "too long ago: this command may have been executed before; it was not executed now\n")
-        }
+        Status::OutcomeUnknown => says(
+            409,
+            "unknown",
+            "this command may have been executed before, so long ago that nobody knows; it was not executed now\n",
+        ),
+        Status::IdTaken => says(
+            409,
+            "repeated",
+            "a command with this Id and Cid was executed before; whether it was this one is no longer known, and it was not \
+             executed now. If you are sending it again, say Retry: 1; if not, give it a Cid above all others of this Id\n",
+        ),
+        Status::IdReused => says(
+            422,
+            "not-done",
+            "another command with this Id and Cid was executed before; this one has not happened. Give it a Cid above all \
+             others of this Id\n",
+        ),
+        Status::IdStale => says(
+            409,
+            "not-done",
+            "this Cid is too far below others of this Id to be told from those that were executed; it has not happened\n",
+        ),
         Status::Overloaded => Verdict {
             retry_after: Some(1),
             ..says(503, "not-done", "overloaded, or not in touch with a majority; it has not happened\n")
@@ -61,18 +86,21 @@ mod tests {
     #[test]
     fn every_outcome_says_whether_it_has_happened() {
         for status in (0..=255).filter_map(Status::from_wire) {
-            let verdict = verdict(Op::Put, status, Missing::NotFound);
+            let verdict = verdict(Op::Put, status, false, Missing::NotFound);
             let expected = match status {
                 _ if status.is_refused() => "not-done",
                 Status::OutcomeUnknown | Status::TimeoutMaybeDone => "unknown",
-                Status::Duplicate => "repeated",
+                Status::Duplicate | Status::IdTaken => "repeated",
                 _ => "done",
             };
             assert_eq!(verdict.outcome, expected, "{status:?}");
             assert_eq!(verdict.code >= 400, !verdict.text.is_empty(), "{status:?}");
+            let repeated = super::verdict(Op::Put, status, true, Missing::NotFound);
+            assert_eq!(repeated.code, verdict.code, "{status:?}");
+            assert_eq!(repeated.outcome, if expected == "done" { "repeated" } else { expected }, "{status:?}");
         }
-        assert_eq!(verdict(Op::Get, Status::NotFound, Missing::Empty).code, 200);
-        assert_eq!(verdict(Op::Get, Status::Overloaded, Missing::Empty).retry_after, Some(1));
+        assert_eq!(verdict(Op::Get, Status::NotFound, false, Missing::Empty).code, 200);
+        assert_eq!(verdict(Op::Get, Status::Overloaded, false, Missing::Empty).retry_after, Some(1));
     }
 
     #[test]

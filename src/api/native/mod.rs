@@ -18,9 +18,10 @@ use zerocopy::{
 };
 
 use crate::{
-    command::{Command, CommandError, Status},
+    command::{COMMAND_BYTES_MAX, Command, CommandError, Status},
     protocol::ReadMode,
     topology::NodeId,
+    wire,
 };
 
 /// A client's first frame.
@@ -133,18 +134,41 @@ pub fn put_request_prefix(out: &mut impl BufMut, command_bytes: usize, read: Rea
 }
 
 /// The requests of a body, in place. Ends after the first error.
-pub fn requests(body: &[u8]) -> impl Iterator<Item = Result<(ReadMode, Command<'_>), BodyError>> {
-    let mut rest = body;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
+pub fn requests(body: &[u8]) -> Requests<'_> {
+    Requests { rest: body }
+}
+
+/// The longest body of a frame that a client may send: a larger one is refused by its head. The largest command fits, and
+/// many small ones.
+pub const BODY_BYTES_MAX: usize = 4 << 20;
+const _: () = assert!(BODY_BYTES_MAX > COMMAND_BYTES_MAX + (1 << 20) && BODY_BYTES_MAX < wire::BODY_BYTES_MAX);
+
+/// The requests of a body that are not read yet.
+#[derive(Clone, Debug)]
+pub struct Requests<'a> {
+    rest: &'a [u8],
+}
+
+impl Requests<'_> {
+    /// Bytes of the body that are not read yet: another one may go on there.
+    pub fn bytes_left(&self) -> usize {
+        self.rest.len()
+    }
+}
+
+impl<'a> Iterator for Requests<'a> {
+    type Item = Result<(ReadMode, Command<'a>), BodyError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
             return None;
         }
-        let next = take_request(&mut rest);
+        let next = take_request(&mut self.rest);
         if next.is_err() {
-            rest = &[];
+            self.rest = &[];
         }
         Some(next)
-    })
+    }
 }
 
 fn take_request<'a>(rest: &mut &'a [u8]) -> Result<(ReadMode, Command<'a>), BodyError> {
@@ -260,17 +284,20 @@ mod tests {
         Action::CompareAndSwap { expect: Expect::Version(7), value: b"" },
     ];
 
-    const STATUSES: [Status; 10] = [
+    const STATUSES: [Status; 13] = [
         Status::Ok,
         Status::NotFound,
         Status::CasFailed,
         Status::Duplicate,
         Status::OutcomeUnknown,
+        Status::IdTaken,
         Status::Overloaded,
         Status::TimeoutNotDone,
         Status::TimeoutMaybeDone,
         Status::BadRequest,
         Status::ShuttingDown,
+        Status::IdReused,
+        Status::IdStale,
     ];
 
     fn request_body() -> Vec<u8> {
@@ -284,7 +311,7 @@ mod tests {
     fn reply_body() -> Vec<u8> {
         let mut body = Vec::new();
         for (id, status) in (0..).zip(STATUSES) {
-            reply(id, status, &b"0123456789"[..id as usize]).encode(&mut body);
+            reply(id, status, &b"0123456789abc"[..id as usize]).encode(&mut body);
         }
         body
     }
@@ -306,7 +333,7 @@ mod tests {
     fn replies_read_back_as_they_were_written() {
         let body = reply_body();
         let read: Vec<_> = replies(&body).collect::<Result<_, _>>().unwrap();
-        let written = (0..).zip(STATUSES).map(|(id, status)| reply(id, status, &b"0123456789"[..id as usize]));
+        let written = (0..).zip(STATUSES).map(|(id, status)| reply(id, status, &b"0123456789abc"[..id as usize]));
         assert_eq!(read, written.collect::<Vec<_>>());
         assert_eq!((0..=255).filter_map(Status::from_wire).count(), STATUSES.len(), "STATUSES lacks some");
     }

@@ -16,8 +16,8 @@
 
 use super::message::{
     BatchHead, EntryHead, ForwardHead, ForwardReplyHead, KeptEntry, KeptHead, KeyBallotHead, ListHead, ListRow,
-    MergeRow, Objection, PrepareHead, PromiseHead, Refusal, RejectHead, SessionBody, Standing, StateEntryHead,
-    StateHead, StreamPlace, TailHead,
+    MergeRow, Objection, PrepareHead, ProbeRow, PromiseHead, Refusal, RejectHead, SessionBody, Standing,
+    StateEntryHead, StateHead, StreamPlace, TailHead,
 };
 use crate::{
     command::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX},
@@ -61,6 +61,8 @@ const _: () = {
     holds(Kind::Reject, keyed(size_of::<RejectHead>()));
     holds(Kind::Handover, keyed(size_of::<KeyBallotHead>()));
     holds(Kind::Confirm, 8 + keyed(size_of::<KeyBallotHead>()));
+    holds(Kind::Probe, 8 + keyed(size_of::<ProbeRow>()));
+    assert!(size_of::<Objection>() < 2 * size_of::<ProbeRow>() + 1, "an answer is not twice what it answers");
     holds(Kind::StateRequest, keyed(size_of::<StateEntryHead>()));
     holds(Kind::State, keyed(size_of::<StateEntryHead>()) + STATE_BYTES_MAX);
     holds(Kind::Forward, size_of::<ForwardHead>() + COMMAND_BYTES_MAX);

@@ -247,7 +247,12 @@ impl WPaxos {
             let slot = reader.slot(entry.slot)?;
             if seq == self.inbound[owner.index()].last_seq + 1 {
                 let object = self.object_of(command.key());
-                self.inbound[owner.index()].push(object, slot, ballot, offset, command.bytes().len());
+                let (inbound, bytes) = (&mut self.inbound[owner.index()], command.bytes().len());
+                if entry.empty.get() == 0 {
+                    inbound.push(object, slot, ballot, offset, bytes);
+                } else {
+                    inbound.push_empty(object, slot, ballot, offset, bytes);
+                }
             }
         }
         self.inbound[owner.index()].settle_frames();

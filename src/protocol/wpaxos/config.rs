@@ -4,6 +4,7 @@ use super::Ballot;
 use crate::{
     mutant::Mutant,
     quorum::{QuorumError, Quorums},
+    store::OPEN_SLOTS_MAX,
     topology::{
         Cluster, HistoryBounds, Home, InitialOwner, NodeId, NodeIndex, NodeSet, StealPolicy, WanMatrix, ZoneIndex,
     },
@@ -53,6 +54,9 @@ pub struct Config {
     pub timers: Timers,
     /// What is kept of earlier values, if anything.
     pub history: Option<HistoryBounds>,
+    /// How many slots of an object may be open at once, at most [`OPEN_SLOTS_MAX`]. The same on every replica, and so no
+    /// setting: only the simulator has another number than the default.
+    pub open_slots: u64,
     /// A bug planted by a test of the simulator.
     pub mutant: Option<Mutant>,
 }
@@ -93,6 +97,7 @@ impl Config {
             flow: tuning.flow,
             timers: tuning.timers,
             history: cluster.history,
+            open_slots: OPEN_SLOTS_MAX,
             mutant: None,
         })
     }
@@ -112,6 +117,12 @@ impl Config {
     pub(super) fn is_phase1_quorum(&self, set: NodeSet) -> bool {
         let is_quorum = |set| self.quorums.is_phase1_quorum(set);
         is_quorum(set) || (self.has(Mutant::Phase1OneShort) && self.with_one_more(set).any(is_quorum))
+    }
+
+    /// Whether these nodes would know of an object if anything were committed for it.
+    pub(super) fn is_probed(&self, set: NodeSet) -> bool {
+        let is_quorum = |set| self.quorums.is_phase1_quorum(set);
+        is_quorum(set) || (self.has(Mutant::ProbeOneShort) && self.with_one_more(set).any(is_quorum))
     }
 
     /// Whether these nodes together can decide.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     command::{Action, Command, Expect, ID_MAX, NewCommand, VALUE_BYTES_MAX},
-    store::ObjectState,
+    store::{OPEN_SLOTS_MAX, ObjectState},
     topology::NodeId,
     wire::{self, Frame, Kind},
 };
@@ -272,7 +272,7 @@ impl Forger {
             let command = Command::parse(&bytes).expect("it was just made");
             if command.is_request() {
                 slot += 1;
-                state.execute(slot, command);
+                state.execute(slot, command, OPEN_SLOTS_MAX);
             }
         }
         match self.below(12) {
@@ -306,7 +306,7 @@ impl Forger {
             let command = self.command(&key);
             let own = if self.below(6) == 0 { self.ballot() } else { ballot };
             let command_bytes = (command.len() as u32).into();
-            put(body, &EntryHead { slot: self.number(), ballot: own, command_bytes, reserved: 0.into() });
+            put(body, &EntryHead { slot: self.number(), ballot: own, command_bytes, empty: 0.into() });
             body.extend_from_slice(&command);
         }
         (entries, (body.len() - start) as u32)
@@ -446,11 +446,21 @@ impl Forger {
             _ => {
                 rest = BytesMut::from(&b"value"[..]);
                 let (id, version, slot, ballot) = (self.number(), self.number(), self.number(), self.ballot());
-                let (status, redirect) = (self.below(22) as u8, self.flag());
-                let value_bytes = 5.into();
-                let head =
-                    ForwardReplyHead { id, version, slot, ballot, value_bytes, status, redirect, reserved: 0.into() };
-                put(body, &head);
+                let (status, redirect, repeated) = (self.below(22) as u8, self.flag(), self.flag());
+                put(
+                    body,
+                    &ForwardReplyHead {
+                        id,
+                        version,
+                        slot,
+                        ballot,
+                        value_bytes: 5.into(),
+                        status,
+                        redirect,
+                        repeated,
+                        reserved: 0,
+                    },
+                );
             }
         }
         body.extend_from_slice(&rest);

@@ -59,14 +59,18 @@ impl WPaxos {
             Ok((head, read, command))
         })?;
         for (head, read, command) in rows {
-            let object = self.object_of(command.key());
+            let object = self.objects.find(command.key());
             let connection = self.links[from.index()].connection();
             let origin = Origin::Node { node: from, connection, id: head.id.get() };
             let is_logged = !is_round_read(command.op().is_write(), read);
             if self.is_overloaded(is_logged) || !self.is_admitted() || self.stopping {
                 self.counters.overloaded += 1;
-                self.send_answer(origin, Some(object), Answer::refusal(Status::Overloaded), out);
-            } else if self.is_elsewhere(now, object) {
+                self.send_answer(origin, object, Answer::refusal(Status::Overloaded), out);
+                continue;
+            }
+            let makes = self.makes_object(command, read);
+            let object = object.or_else(|| makes.then(|| self.object_of(command.key())));
+            if let Some(object) = object.filter(|object| self.is_elsewhere(now, *object)) {
                 self.redirect(from, object, head.id.get());
             } else {
                 self.admit(now, origin, ZoneIndex(head.zone), read, command, &frame.bytes);
@@ -90,7 +94,8 @@ impl WPaxos {
             value_bytes: 0.into(),
             status: Status::Ok as u8,
             redirect: 1,
-            reserved: 0.into(),
+            repeated: 0,
+            reserved: 0,
         };
         self.links[to.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[]);
         self.counters.redirected += 1;
@@ -113,6 +118,7 @@ impl WPaxos {
             }
             let status = Status::from_wire(head.status).ok_or_else(|| reader.wrong("it has an unknown status"))?;
             reader.flag(head.redirect)?;
+            reader.flag(head.repeated)?;
             Ok((head, value, status))
         })?;
         for (head, value, status) in rows {
@@ -136,7 +142,7 @@ impl WPaxos {
     /// Somebody else owns the object at a ballot that this node may not have seen.
     fn follow_redirect(&mut self, now: Micros, key: RequestKey, ballot: u64) {
         let waiting = self.requests.get_mut(key).expect("just seen");
-        let object = waiting.object;
+        let object = waiting.object.expect("what is forwarded is an object here");
         let ballot = Ballot { version: self.config.version, number: ballot };
         let is_member = ballot.owner().is_some_and(|owner| self.config.nodes.binary_search(&owner).is_ok());
         if is_member && ballot.round() < super::message::ROUND_MAX {

@@ -17,6 +17,8 @@ pub(super) struct TakenEntry {
     pub(super) object: ObjectIndex,
     pub(super) slot: u64,
     pub(super) ballot: Ballot,
+    /// It was withdrawn before it was sent: nothing was accepted, and nothing is executed.
+    pub(super) is_empty: bool,
     frame: u64,
     offset: u32,
     bytes: u32,
@@ -62,12 +64,18 @@ impl Inbound {
         self.frames.push_back(TakenFrame { bytes: bytes.clone(), live: 0 });
     }
 
+    /// Takes the next number, whose entry was withdrawn before it was sent.
+    pub(super) fn push_empty(&mut self, object: ObjectIndex, slot: u64, ballot: Ballot, offset: usize, bytes: usize) {
+        self.push(object, slot, ballot, offset, bytes);
+        self.entries.back_mut().expect("just pushed").is_empty = true;
+    }
+
     /// Takes the next entry, which lies in the frame pushed last.
     pub(super) fn push(&mut self, object: ObjectIndex, slot: u64, ballot: Ballot, offset: usize, bytes: usize) -> u64 {
         let frame = self.first_frame + self.frames.len() as u64 - 1;
         self.frames.back_mut().expect("the frame was pushed").live += 1;
         let (offset, bytes) = (offset as u32, bytes as u32);
-        self.entries.push_back(TakenEntry { object, slot, ballot, frame, offset, bytes });
+        self.entries.push_back(TakenEntry { object, slot, ballot, is_empty: false, frame, offset, bytes });
         self.last_seq += 1;
         self.last_seq
     }
@@ -157,7 +165,9 @@ impl Inbound {
 
     /// The entries as they are compared.
     fn numbered(&self) -> impl Iterator<Item = impl Hash + PartialEq> {
-        self.entries().map(|(seq, entry)| (seq, entry.object, entry.slot, entry.ballot, self.command(seq).bytes()))
+        self.entries().map(|(seq, entry)| {
+            (seq, entry.object, entry.slot, entry.ballot, entry.is_empty, self.command(seq).bytes())
+        })
     }
 
     /// The command of an entry that the watermark has not passed.

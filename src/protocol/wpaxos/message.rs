@@ -109,8 +109,9 @@ layout! {
         ballot: U64,
         /// Bytes of command.
         command_bytes: U32,
-        /// Must be 0.
-        reserved: U32,
+        /// 1 if the entry was withdrawn before it was sent: its number is empty, and the command a no-op that names the
+        /// object.
+        empty: U32,
     }
 }
 
@@ -277,10 +278,12 @@ layout! {
         slot: U64,
         /// The object's version after the highest.
         version: U64,
+        /// The digest of the highest.
+        digest: U32,
         /// Its outcome.
         status: u8,
         /// Must be 0.
-        reserved: [u8; 7],
+        reserved: [u8; 3],
     }
 }
 
@@ -377,8 +380,10 @@ layout! {
         status: u8,
         /// 1 if nothing was done because `ballot` names another owner.
         redirect: u8,
+        /// 1 if the command was executed before, and nothing was done now.
+        repeated: u8,
         /// Must be 0.
-        reserved: U16,
+        reserved: u8,
     }
 }
 
@@ -395,7 +400,7 @@ layout! {
 }
 
 layout! {
-    /// Heads a Confirm and a ConfirmReply.
+    /// Heads a Confirm, a ConfirmReply, a Probe and a ProbeReply.
     RoundHead, 8 {
         /// The asking node's number for the round.
         round: U64,
@@ -403,11 +408,21 @@ layout! {
 }
 
 layout! {
-    /// An object of a Confirm that somebody else has taken.
+    /// An object in a Probe; the key follows.
+    ProbeRow, 8 {
+        /// Bytes of key.
+        key_bytes: U16,
+        /// Must be 0.
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// An object of a Confirm that somebody else has taken, or of a Probe that the sender knows.
     Objection, 16 {
-        /// The higher ballot.
+        /// The higher ballot; to a Probe the sender's promise, or 0 if that is of an earlier version or none.
         ballot: U64,
-        /// The object's place in the Confirm.
+        /// The object's place in the Confirm or Probe.
         index: U32,
         /// Must be 0.
         reserved: U32,
@@ -717,6 +732,7 @@ impl<'a> Reader<'a> {
             floor: body.floor.get(),
             blind_below: body.blind_below.get(),
             slot: body.slot.get(),
+            digest: body.digest.get(),
             status: status.ok_or_else(|| self.wrong("a session has no outcome"))?,
             version: body.version.get(),
         })
@@ -748,8 +764,9 @@ pub fn put_state(out: &mut BytesMut, state: &ObjectState) -> usize {
             blind_below: session.blind_below.into(),
             slot: session.slot.into(),
             version: session.version.into(),
+            digest: session.digest.into(),
             status: session.status as u8,
-            reserved: [0; 7],
+            reserved: [0; 3],
         };
         out.extend_from_slice(body.as_bytes());
     }

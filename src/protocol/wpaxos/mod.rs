@@ -12,6 +12,7 @@
 //! | `phase2` | the accept stream: owner and receiver; `stream` and `inbound` are its two ends' memory |
 //! | `requests` | requests that wait, forwarding, and answers |
 //! | `read` | reads confirmed by a round |
+//! | `probe` | reads of objects that this node has never heard of |
 //! | `steal` | policies and Handover |
 //! | `catchup` | gaps, state transfer |
 //! | `converge` | streams that have ended: orphans, and who is behind |
@@ -44,6 +45,7 @@ mod object;
 pub mod obligations;
 mod phase1;
 mod phase2;
+mod probe;
 mod read;
 mod replay;
 mod requests;
@@ -67,6 +69,7 @@ use inbound::Inbound;
 use link::Link;
 use message::StreamId;
 use object::{Foreseen, Leading, Object, ObjectIndex, Objects, Role, Source, Tail};
+use probe::Probes;
 use read::Reads;
 use requests::{RequestKey, Requests};
 use steal::Distances;
@@ -137,6 +140,8 @@ counters! {
     refusals: "Refusals of this node's entries.",
     reads: "Reads answered after a round.",
     read_rounds: "Rounds asked.",
+    probes: "Frames that asked others for objects not heard of.",
+    absent: "Reads of objects that nobody had heard of.",
     rounds_repeated: "Rounds asked again.",
     forwarded: "Requests passed to another node.",
     redirected: "Forwarded requests sent back with the owner's name.",
@@ -173,6 +178,7 @@ pub struct WPaxos {
     links: Vec<Link>,
     requests: Requests,
     reads: Reads,
+    probes: Probes,
     distances: Distances,
     random: Random,
     counters: Counters,
@@ -241,6 +247,7 @@ impl WPaxos {
             links: (0..nodes).map(link).collect(),
             requests: Requests::new(),
             reads: Reads::new(),
+            probes: Probes::default(),
             distances: Distances::new(config.zones),
             random: Random(config.seed),
             counters: Counters::default(),
@@ -280,10 +287,10 @@ impl WPaxos {
         wpaxos
     }
 
-    /// The object of a request that may have been foreseen.
-    fn object_ahead(&mut self, key: &[u8]) -> ObjectIndex {
+    /// The object of a request that may have been foreseen; `make`: made on first sight.
+    fn object_ahead(&mut self, key: &[u8], make: bool) -> Option<ObjectIndex> {
         let foreseen = self.foreseen.pop_front().and_then(|foreseen| self.objects.recall(foreseen, key));
-        foreseen.unwrap_or_else(|| self.object_of(key))
+        foreseen.or_else(|| if make { Some(self.object_of(key)) } else { self.objects.find(key) })
     }
 
     /// The object with this key; made on first sight, at its home ballot if it has one.
@@ -371,6 +378,8 @@ impl WPaxos {
             Kind::Handover => self.on_handovers(now, from, frame),
             Kind::Confirm => self.on_confirm(from, frame, out),
             Kind::ConfirmReply => self.on_confirm_reply(now, from, frame, out),
+            Kind::Probe => self.on_probe(from, frame, out),
+            Kind::ProbeReply => self.on_probe_reply(now, from, frame, out),
             Kind::Heartbeat => self.on_heartbeat(now, from, frame),
             Kind::StateRequest => self.on_state_requests(from, frame),
             Kind::State => self.on_states(now, from, frame),
@@ -526,6 +535,7 @@ impl Protocol for WPaxos {
         self.check_candidacies(now, out);
         self.check_gaps(now);
         self.check_rounds(now, out);
+        self.check_probes(now, out);
         self.pump_catch_up(out);
         self.pump_survey(out);
         self.pump_merge(now, out);
@@ -552,6 +562,7 @@ impl Protocol for WPaxos {
             self.seal_batch();
         }
         self.ask_round(now, out);
+        self.send_probes(now, out);
         self.settle(now, out);
         if self.heard.len() > HEARD_MAX {
             self.log_raises();
@@ -566,13 +577,15 @@ impl Protocol for WPaxos {
     }
 
     fn flush_at(&self) -> Option<Micros> {
-        let round = self.reads.ask_at(self.config.batch.linger_us);
-        self.seal_at().into_iter().chain(round).min()
+        let linger_us = self.config.batch.linger_us;
+        let (round, probe) = (self.reads.ask_at(linger_us), self.probes.ask_at(linger_us));
+        self.seal_at().into_iter().chain(round).chain(probe).min()
     }
 
     fn is_idle(&self) -> bool {
         self.requests.len() == 0
             && self.reads.is_empty()
+            && self.probes.is_empty()
             && self.stream.last_seq() == self.stream.committed
             && self.flush_at().is_none()
             && self.prepare_timers.is_empty()

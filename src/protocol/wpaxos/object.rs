@@ -13,7 +13,7 @@ use super::{Ballot, Config, bounds::NUMBER_MAX, phase1::Preparing, requests::Req
 use crate::{
     command::Command,
     mutant::Mutant,
-    store::{Executed, OPEN_SLOTS_MAX, ObjectState, Recent},
+    store::{Executed, ObjectState, Recent},
     topology::{NodeIndex, token_of},
 };
 
@@ -98,15 +98,15 @@ impl Object {
             self.state.recent.sessions.iter_mut().for_each(|session| session.blind_below = 0);
         }
         self.applied = slot;
-        self.state.execute(slot, command)
+        self.state.execute(slot, command, config.open_slots)
     }
 
     /// How many slots more may be open: so that a command is forgotten only when no copy of it can be in one
     /// (`protocol.md` §7).
-    pub(super) fn free_slots(&self) -> u64 {
+    pub(super) fn free_slots(&self, config: &Config) -> u64 {
         self.leading().map_or(0, |leading| {
             let open = leading.next_slot - 1 - self.applied;
-            OPEN_SLOTS_MAX.saturating_sub(open).min(NUMBER_MAX - leading.next_slot)
+            config.open_slots.saturating_sub(open).min(NUMBER_MAX - leading.next_slot)
         })
     }
 

@@ -307,11 +307,11 @@ impl WPaxos {
         self.note_version(entry.object);
         let object = &self.objects[entry.object];
         let with_value = command.op() == Op::Get;
-        let (status, version, slot) = (executed.status, executed.version, entry.slot);
+        let answer = Answer { with_value, ..Answer::executed(executed, entry.slot) };
         if !object.tail.is_empty() || object.rare.is_some() {
             self.after_execution(now, entry.object, out);
         }
-        Answer { status, version, slot, with_value }
+        answer
     }
 
     /// An entry leaves its stream, but a tail still has it: the tail keeps the bytes itself from now on.
@@ -367,6 +367,7 @@ impl WPaxos {
         self.skip_slow_links(out);
         let (end, usual_bytes) = (self.stream.end_frame(), self.stream.usual_bytes());
         let unacked_max = self.unacked_bytes_max();
+        let wastes = self.config.has(Mutant::WithdrawnSent);
         for (node, link) in self.links.iter_mut().enumerate() {
             let Some(mut next) = link.next_frame else { continue };
             if next >= end {
@@ -381,15 +382,16 @@ impl WPaxos {
                     continue;
                 }
             }
-            while let Some(frame) = self.stream.frame(next) {
+            while let Some(frame) = self.stream.frame_to_send(next, wastes) {
                 let room = &mut out.room[node.index()];
                 if *room == 0 || link.unacked_bytes() >= unacked_max {
                     break;
                 }
-                *room = room.saturating_sub(frame.bytes.len());
-                out.sends.push(crate::protocol::Send { to: node, frame: frame.bytes.clone(), after: RecordId(0) });
+                let bytes = frame.to_send();
+                *room = room.saturating_sub(bytes.len());
+                out.sends.push(crate::protocol::Send { to: node, frame: bytes.clone(), after: RecordId(0) });
                 (link.sent_seq, link.sent_commit) = (frame.last_seq, frame.commit_to);
-                link.note_sent(frame.last_seq, frame.bytes.len());
+                link.note_sent(frame.last_seq, bytes.len());
                 next += 1;
             }
             (link.next_frame, link.held_since) = (Some(next), None);
@@ -444,8 +446,8 @@ impl<'a> Checked<'a> {
     fn check(&mut self) -> Result<&'a [u8], FrameError> {
         let reader = &mut self.reader;
         let head: &EntryHead = reader.take()?;
-        if head.reserved.get() != 0 {
-            return Err(reader.wrong("a reserved field is not 0"));
+        if head.empty.get() > 1 {
+            return Err(reader.wrong("an entry is neither empty nor not"));
         }
         let command = reader.entry(head.command_bytes)?;
         reader.slot(head.slot)?;
@@ -599,7 +601,12 @@ impl WPaxos {
             if first + number > taken {
                 let ballot = Ballot { version: frame.config_version, number: entry.ballot.get() };
                 let foreseen = places.get(number as usize).copied();
-                self.take_entry(now, from, entry.slot.get(), ballot, command, (offset, foreseen));
+                if entry.empty.get() == 0 {
+                    self.take_entry(now, from, entry.slot.get(), ballot, command, (offset, foreseen));
+                } else {
+                    let (object, bytes) = (self.object_of(command.key()), command.bytes().len());
+                    self.inbound[from.index()].push_empty(object, entry.slot.get(), ballot, offset, bytes);
+                }
             }
         }
     }
@@ -658,7 +665,7 @@ impl WPaxos {
             let (seq, entry) = self.inbound[from.index()].pass_next(&mut held);
             let frame = held.bytes();
             while withdrawn.next_if(|dropped| *dropped < seq).is_some() {}
-            if withdrawn.next_if_eq(&seq).is_some() {
+            if withdrawn.next_if_eq(&seq).is_some() || entry.is_empty {
                 let source = Source::Stream(from, seq);
                 self.keep_bytes(entry.object, entry.slot, &source, || entry.slice_of(frame));
                 self.orphan_withdrawn(now, entry.object, entry.slot, entry.ballot);

@@ -129,7 +129,7 @@ impl WPaxos {
     pub(super) fn release_parked(&mut self, object: ObjectIndex) {
         let known = &mut self.objects[object];
         let settled = known.leading().is_some_and(|leading| leading.settled <= known.applied);
-        let mut free = known.free_slots();
+        let mut free = known.free_slots(&self.config);
         let Some(rare) = known.rare.as_mut().filter(|_| settled) else { return };
         while let Some(key) = rare.parked.front() {
             let takes_slot = self.requests.get_mut(*key).is_some_and(|waiting| waiting.takes_slot());
@@ -273,8 +273,8 @@ impl WPaxos {
             }
             self.counters.reads += 1;
             let status = if known.state.value.is_some() { Status::Ok } else { Status::NotFound };
-            let (version, slot) = (known.state.version, 0);
-            self.answer(key, Answer { status, version, slot, with_value: true }, out);
+            let version = known.state.version;
+            self.answer(key, Answer { status, version, slot: 0, repeated: false, with_value: true }, out);
             self.make_due_offer(now, object);
         }
     }

@@ -7,7 +7,7 @@ use crate::{
     command::{Command, Status, mark_retry},
     mutant::Mutant,
     protocol::{Micros, Outputs, ReadMode, RecordId, Reply, ReplyTo, Request},
-    store::Judgement,
+    store::Executed,
     topology::{NodeIndex, ZoneIndex},
     wire::{ENTRIES_OPEN_MAX, Kind},
 };
@@ -51,6 +51,8 @@ pub(super) enum Stage {
     Proposed,
     /// It is a read that waits for its round.
     Reading,
+    /// It is a read of an object that this node has not heard of, and the others are asked.
+    Probing,
     /// It was sent to another node over that link's connection with this number.
     Forwarded(NodeIndex, u64),
     /// Its entry was withdrawn: the slot's decision will tell.
@@ -61,7 +63,8 @@ pub(super) enum Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     pub(super) origin: Origin,
-    pub(super) object: ObjectIndex,
+    /// None if it is a read and this node has not heard of the object.
+    pub(super) object: Option<ObjectIndex>,
     pub(super) zone: ZoneIndex,
     pub(super) read: ReadMode,
     pub(super) stage: Stage,
@@ -70,6 +73,8 @@ pub(super) struct Waiting {
     /// Whether it only reads, so that "maybe done" is of no interest.
     pub(super) is_write: bool,
     deadline: Micros,
+    /// Bytes of the command, kept or not.
+    bytes: u32,
     /// The command; empty while the stream holds it.
     pub(super) command: Bytes,
 }
@@ -93,21 +98,28 @@ pub(super) struct Requests {
     places: Vec<Place>,
     free: u32,
     waiting: usize,
+    bytes: usize,
 }
 
 const NO_PLACE: u32 = u32::MAX;
 
 impl Requests {
     pub(super) fn new() -> Self {
-        Self { places: Vec::new(), free: NO_PLACE, waiting: 0 }
+        Self { places: Vec::new(), free: NO_PLACE, waiting: 0, bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
+    /// Bytes of their commands.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn insert(&mut self, waiting: Waiting) -> RequestKey {
         self.waiting += 1;
+        self.bytes += waiting.bytes as usize;
         if self.free == NO_PLACE {
             self.places.push(Place::Used { tenant: 0, waiting });
             return RequestKey { index: (self.places.len() - 1) as u32, tenant: 0 };
@@ -143,6 +155,7 @@ impl Requests {
         };
         self.free = key.index;
         self.waiting -= 1;
+        self.bytes -= waiting.bytes as usize;
         Some(waiting)
     }
 
@@ -165,17 +178,29 @@ pub(super) struct Answer {
     pub(super) status: Status,
     pub(super) version: u64,
     pub(super) slot: u64,
+    /// Whether it was executed before, and nothing was done now.
+    pub(super) repeated: bool,
     /// Whether the object's value belongs to the answer.
     pub(super) with_value: bool,
 }
 
 impl Answer {
     pub(super) const fn refusal(status: Status) -> Self {
-        Self { status, version: 0, slot: 0, with_value: false }
+        Self { status, version: 0, slot: 0, repeated: false, with_value: false }
+    }
+
+    pub(super) const fn executed(Executed { status, version, repeated }: Executed, slot: u64) -> Self {
+        Self { status, version, slot, repeated, with_value: false }
     }
 }
 
 impl WPaxos {
+    /// Whether a request makes an object where there is none. A read that takes no slot does not: whoever reads what is not
+    /// there would fill every node's memory, and a promise cannot be forgotten again.
+    pub(super) fn makes_object(&self, command: Command<'_>, read: ReadMode) -> bool {
+        !is_round_read(command.op().is_write(), read) || self.config.has(Mutant::ReadMakesObject)
+    }
+
     /// A request of a client of this node.
     pub(super) fn accept_request(&mut self, now: Micros, request: Request<'_>, out: &mut Outputs) {
         let origin = Origin::Client(request.reply_to);
@@ -204,6 +229,7 @@ impl WPaxos {
     pub(super) fn is_overloaded(&self, is_logged: bool) -> bool {
         (is_logged && self.is_log_full && !self.config.has(Mutant::LogNeverFull))
             || self.requests.len() >= self.config.flow.requests_max
+            || self.requests.bytes() >= self.config.flow.client_memory_bytes_max
             || self.stream.inflight_bytes() >= self.config.flow.stream_inflight_bytes_max
             || self.stream.last_seq() - self.stream.committed >= ENTRIES_OPEN_MAX as u64 / 2
     }
@@ -219,7 +245,8 @@ impl WPaxos {
         command: Command<'_>,
         frame: &Bytes,
     ) {
-        let object = self.object_ahead(command.key());
+        let makes = self.makes_object(command, read);
+        let object = self.object_ahead(command.key(), makes);
         let is_write = command.op().is_write();
         let key = self.requests.insert(Waiting {
             origin,
@@ -230,9 +257,10 @@ impl WPaxos {
             maybe_done: false,
             is_write,
             deadline: now.plus(self.config.timers.request_timeout_us),
+            bytes: command.bytes().len() as u32,
             command: Bytes::new(),
         });
-        let leads = self.objects[object].leading().is_some();
+        let leads = object.is_some_and(|object| self.objects[object].leading().is_some());
         if !leads || is_round_read(is_write, read) {
             self.requests.get_mut(key).expect("just put in").command = frame.slice_ref(command.bytes());
         }
@@ -248,9 +276,9 @@ impl WPaxos {
         let Some(waiting) = self.requests.get_mut(key) else { return };
         assert!(!waiting.command.is_empty(), "a request that is routed has its command");
         waiting.stage = Stage::Waiting;
-        let object = waiting.object;
+        let command = waiting.command.clone();
+        let Some(object) = self.object_of_request(key) else { return self.enrol_probe(now, key) };
         if self.objects[object].leading().is_some() {
-            let command = waiting.command.clone();
             self.serve(now, key, Command::view(&command));
             return;
         }
@@ -262,6 +290,15 @@ impl WPaxos {
             Some(owner) if owner != self.config.me && !self.is_suspected(now, owner) => self.forward(key, owner),
             _ => self.start_phase1(now, object, Some(key)),
         }
+    }
+
+    /// The object of a waiting request, of which this node may have heard since it came.
+    fn object_of_request(&mut self, key: RequestKey) -> Option<ObjectIndex> {
+        let waiting = self.requests.get_mut(key).expect("it waits");
+        if waiting.object.is_none() {
+            waiting.object = self.objects.find(Command::view(&waiting.command).key());
+        }
+        waiting.object
     }
 
     /// Routes a request again that may have been executed already: from here on it is a retry.
@@ -279,10 +316,10 @@ impl WPaxos {
     /// The owner's part: propose, or enrol a read.
     fn serve(&mut self, now: Micros, key: RequestKey, command: Command<'_>) {
         let waiting = self.requests.get_mut(key).expect("a request that is served waits");
-        let (object, zone) = (waiting.object, waiting.zone);
+        let (object, zone) = (waiting.object.expect("an owner has the object"), waiting.zone);
         if !waiting.takes_slot() {
             self.enrol_read(now, key, object);
-        } else if self.objects[object].free_slots() == 0 {
+        } else if self.objects[object].free_slots(&self.config) == 0 {
             if waiting.command.is_empty() {
                 waiting.command = Bytes::copy_from_slice(command.bytes());
             }
@@ -299,7 +336,7 @@ impl WPaxos {
     /// Answers a waiting request and forgets it; nothing happens if it has been answered.
     pub(super) fn answer(&mut self, key: RequestKey, answer: Answer, out: &mut Outputs) {
         if let Some(waiting) = self.requests.remove(key) {
-            self.send_answer(waiting.origin, Some(waiting.object), answer, out);
+            self.send_answer(waiting.origin, waiting.object, answer, out);
         }
     }
 
@@ -312,7 +349,12 @@ impl WPaxos {
     ) {
         let known = object.map(|object| &self.objects[object]);
         let value = known.filter(|_| answer.with_value).and_then(|object| object.state.value.as_deref());
-        let value = value.unwrap_or_default();
+        let mut answer = answer;
+        let mut value = value.unwrap_or_default();
+        if !value.is_empty() && out.value_bytes.len() >= Outputs::VALUE_BYTES_MAX {
+            // A read that is not answered has not happened.
+            (answer, value) = (Answer { status: Status::Overloaded, ..answer }, &[]);
+        }
         let promised = known.map_or(Ballot::ZERO, |object| object.promised);
         match origin {
             Origin::Client(to) => {
@@ -323,6 +365,7 @@ impl WPaxos {
                     status: answer.status,
                     version: answer.version,
                     slot: answer.slot,
+                    repeated: answer.repeated,
                     ballot: promised.number,
                     owner: promised.owner(),
                     value: start..out.value_bytes.len(),
@@ -338,7 +381,8 @@ impl WPaxos {
                     value_bytes: (value.len() as u32).into(),
                     status: answer.status as u8,
                     redirect: 0,
-                    reserved: 0.into(),
+                    repeated: answer.repeated.into(),
+                    reserved: 0,
                 };
                 self.links[node.index()].put(Kind::ForwardReply, RecordId::NONE, &head, &[value]);
             }
@@ -355,9 +399,11 @@ impl WPaxos {
         out: &mut Outputs,
     ) {
         let Some(waiting) = self.requests.remove(key) else { return };
-        // A refusal speaks for the last attempt only; an earlier one went elsewhere and may have been executed.
+        // A refusal speaks for the last attempt only; an earlier one went elsewhere and may have been executed. That another
+        // command has its id is known of all attempts.
         let again = waiting.is_write && Command::view(&waiting.command).is_retry();
-        let status = if again && status.is_refused() { Status::TimeoutMaybeDone } else { status };
+        let is_doubtful = again && status.is_refused() && status != Status::IdReused;
+        let status = if is_doubtful { Status::TimeoutMaybeDone } else { status };
         let ballot = Ballot { version: self.config.version, number: reply.ballot.get() };
         match waiting.origin {
             Origin::Client(to) => {
@@ -368,6 +414,7 @@ impl WPaxos {
                     status,
                     version: reply.version.get(),
                     slot: reply.slot.get(),
+                    repeated: reply.repeated == 1,
                     ballot: ballot.number,
                     owner: ballot.owner(),
                     value: start..out.value_bytes.len(),
@@ -406,17 +453,15 @@ impl WPaxos {
             self.route(now, key);
             return;
         }
-        let judged = self.objects[object].state.judge(command.client(), command.id(), true);
-        let version = self.objects[object].state.version;
-        let answer = match judged {
-            Judgement::Fresh => return self.reroute_as_retry(now, key),
-            Judgement::Done(executed) => {
-                Answer { status: executed.status, version: executed.version, slot, with_value: false }
+        let state = &self.objects[object].state;
+        match state.judge_retry(command).answer(state.version) {
+            None => self.reroute_as_retry(now, key),
+            // Of a first copy that is done, it is this entry that was executed.
+            Some(executed) => {
+                let repeated = executed.repeated && command.is_retry();
+                self.answer(key, Answer::executed(Executed { repeated, ..executed }, slot), out);
             }
-            Judgement::Duplicate => Answer { status: Status::Duplicate, version, slot, with_value: false },
-            Judgement::Unknown => Answer { status: Status::OutcomeUnknown, version, slot, with_value: false },
-        };
-        self.answer(key, answer, out);
+        }
     }
 
     /// Ends requests whose time is over, and sends those again whose way was cut (`protocol.md` §6: no request waits for

@@ -31,7 +31,7 @@ macro_rules! same {
 // States of one node are compared, so its configuration is the same on both sides. Counters are written and shown, never
 // asked, and so is the history; scratch buffers are empty between two inputs, whatever they have room for.
 same! {
-    objects stream inbound links requests reads distances random stopping replaying versions restore takeover
+    objects stream inbound links requests reads probes distances random stopping replaying versions restore takeover
     eager all_eager progress_at checked_at
     logged own_records records own_durable new_candidacies prepare_timers gaps orphaned_requests ready_requests
     executable is_log_full log_waits_since heard unsent_prepares converge unwritten;

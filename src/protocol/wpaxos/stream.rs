@@ -1,17 +1,20 @@
 //! The accept stream that this node issues (`protocol.md` §5): numbered entries of many objects, encoded once into frames
 //! that go to every peer and into the log, and kept while somebody may still need them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    hash::{Hash, Hasher},
+};
 
 use bytes::{Bytes, BytesMut};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     Ballot, ObjectIndex, RequestKey,
     message::{BatchHead, EntryHead, StreamId},
 };
 use crate::{
-    command::Command,
+    command::{Action, Command, NewCommand},
     protocol::Micros,
     wire::{self, HEADER_BYTES, Kind, WITHDRAWN_MAX},
 };
@@ -39,6 +42,31 @@ pub(super) struct OwnFrame {
     pub(super) last_seq: u64,
     /// The watermark that it carries.
     pub(super) commit_to: u64,
+    emptied: Emptied,
+}
+
+/// A frame with empty numbers for those of its entries that were withdrawn, and how many of them were by then. It follows from
+/// the frame and what is withdrawn, and is made when the frame is sent: it makes no difference between two states.
+#[derive(Clone, Debug, Default)]
+struct Emptied(Option<(usize, Bytes)>);
+
+impl PartialEq for Emptied {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Emptied {}
+
+impl Hash for Emptied {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl OwnFrame {
+    /// As it is sent.
+    pub(super) fn to_send(&self) -> &Bytes {
+        self.emptied.0.as_ref().map_or(&self.bytes, |(_, bytes)| bytes)
+    }
 }
 
 /// The frame that a run of entries lies in, shared once for all of them: each share counts up and down with an atomic.
@@ -94,6 +122,9 @@ pub(super) struct OwnStream {
     /// Size of the last frame: the next buffer's.
     usual_bytes: usize,
 }
+
+/// A withdrawn entry goes as an empty number if that is shorter by so many bytes.
+const EMPTY_SAVES_MIN: usize = 32;
 
 const BATCH_START: usize = HEADER_BYTES + size_of::<BatchHead>();
 
@@ -179,7 +210,7 @@ impl OwnStream {
             slot: slot.into(),
             ballot: ballot.number.into(),
             command_bytes: (command.len() as u32).into(),
-            reserved: 0.into(),
+            empty: 0.into(),
         };
         self.open.buffer.extend_from_slice(head.as_bytes());
         let offset = self.open.buffer.len() as u32;
@@ -216,7 +247,8 @@ impl OwnStream {
         (self.announced, self.unannounced_since) = (to, self.unannounced_since.filter(|_| to < self.committed));
         let bytes = buffer.freeze();
         self.retained_bytes += bytes.len();
-        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq: self.last_seq(), commit_to: to });
+        let (last_seq, commit_to) = (self.last_seq(), to);
+        self.frames.push_back(OwnFrame { bytes: bytes.clone(), last_seq, commit_to, emptied: Emptied::default() });
         Some(bytes)
     }
 
@@ -280,6 +312,26 @@ impl OwnStream {
     /// The sealed frame with this number, if it is kept and there is one.
     pub(super) fn frame(&self, number: u64) -> Option<&OwnFrame> {
         self.frames.get(usize::try_from(number.checked_sub(self.first_frame)?).ok()?)
+    }
+
+    /// The sealed frame with this number, as it is sent from now on: what was withdrawn is never committed by this stream, so
+    /// that its number goes and its command does not (`protocol.md` §8). With `full`, it goes as it was sealed.
+    pub(super) fn frame_to_send(&mut self, number: u64, full: bool) -> Option<&OwnFrame> {
+        let place = usize::try_from(number.checked_sub(self.first_frame)?).ok()?;
+        let last_seq = self.frames.get(place)?.last_seq;
+        if !self.withdrawn.is_empty() && !full {
+            let before = place.checked_sub(1).map_or(self.trimmed, |before| self.frames[before].last_seq);
+            let withdrawn = self.withdrawn.range(before + 1..last_seq + 1).count();
+            let frame = &self.frames[place];
+            if withdrawn > frame.emptied.0.as_ref().map_or(0, |(withdrawn, _)| *withdrawn) {
+                let bytes = emptied(&frame.bytes, &self.withdrawn);
+                self.retained_bytes += bytes.len();
+                if let Some((_, before)) = self.frames[place].emptied.0.replace((withdrawn, bytes)) {
+                    self.retained_bytes -= before.len();
+                }
+            }
+        }
+        self.frames.get(place)
     }
 
     /// The sealed frames with entries above `seq`, which are all kept if it is announced.
@@ -356,7 +408,7 @@ impl OwnStream {
             if kept || frame.last_seq > known || self.frames.len() == 1 {
                 break;
             }
-            self.retained_bytes -= frame.bytes.len();
+            self.retained_bytes -= frame.bytes.len() + frame.emptied.0.as_ref().map_or(0, |(_, bytes)| bytes.len());
             self.trimmed = frame.last_seq;
             self.frames.pop_front();
             self.first_frame += 1;
@@ -365,6 +417,35 @@ impl OwnStream {
             self.withdrawn = self.withdrawn.split_off(&(self.trimmed + 1));
         }
     }
+}
+
+/// A sealed frame with empty numbers in place of its withdrawn entries, where that is shorter.
+fn emptied(frame: &Bytes, withdrawn: &BTreeSet<u64>) -> Bytes {
+    const SEALED: &str = "a sealed frame is well-formed";
+    let view = wire::view(frame).expect(SEALED);
+    let (head, mut rest) = BatchHead::ref_from_prefix(view.body).expect(SEALED);
+    let mut buffer = BytesMut::with_capacity(frame.len());
+    buffer.extend_from_slice(&[0; BATCH_START]);
+    for seq in (head.first_seq.get()..).take(head.entries.get() as usize) {
+        let (entry, after) = EntryHead::ref_from_prefix(rest).expect(SEALED);
+        let (command, after) = after.split_at(entry.command_bytes.get() as usize);
+        rest = after;
+        let key = Command::view(command).key();
+        let noop = NewCommand { client: 0, id: 0, retry: false, key, action: Action::Noop };
+        if withdrawn.contains(&seq) && noop.encoded_bytes() + EMPTY_SAVES_MIN <= command.len() {
+            let command_bytes = (noop.encoded_bytes() as u32).into();
+            buffer.extend_from_slice(EntryHead { command_bytes, empty: 1.into(), ..*entry }.as_bytes());
+            noop.encode(&mut buffer).expect("its key is a key");
+        } else {
+            buffer.extend_from_slice(entry.as_bytes());
+            buffer.extend_from_slice(command);
+        }
+    }
+    let entries_bytes = ((buffer.len() - BATCH_START) as u32).into();
+    buffer.extend_from_slice(rest);
+    buffer[HEADER_BYTES..BATCH_START].copy_from_slice(BatchHead { entries_bytes, ..*head }.as_bytes());
+    wire::finish(&mut buffer, 0, Kind::AcceptBatch, view.shard, view.config_version);
+    buffer.freeze()
 }
 
 impl OwnEntry {

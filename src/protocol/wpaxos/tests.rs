@@ -6,8 +6,10 @@ mod encoding;
 mod newcomers;
 #[cfg(feature = "sim")]
 mod planted;
+mod probes;
 mod recovery;
 mod slow_disks;
+mod withdrawn;
 
 use std::collections::VecDeque;
 
@@ -251,7 +253,7 @@ fn batch_of_boot(boot: u32, owner: u64, first_seq: u64, entries: &[(u64, Ballot,
         NewCommand { client: 9, id: *slot, retry: false, key: b"k", action: put }.encode(&mut command).unwrap();
         let bytes = (command.len() as u32).into();
         let head =
-            EntryHead { slot: (*slot).into(), ballot: ballot.number.into(), command_bytes: bytes, reserved: 0.into() };
+            EntryHead { slot: (*slot).into(), ballot: ballot.number.into(), command_bytes: bytes, empty: 0.into() };
         rows.extend_from_slice(head.as_bytes());
         rows.extend_from_slice(&command);
     }

@@ -351,6 +351,8 @@ impl WPaxos {
         }
         let reads = self.reads.abandon();
         self.ready_requests.extend(reads);
+        let probed = self.probes.abandon();
+        self.ready_requests.extend(probed);
         self.own_records.clear();
         self.new_candidacies.clear();
         self.unsent_prepares.clear();

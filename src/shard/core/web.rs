@@ -1,5 +1,7 @@
 //! What a shard does for HTTP between two awaits: requests in, questions answered.
 
+use std::rc::Rc;
+
 use bytes::BytesMut;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -8,6 +10,7 @@ use crate::{
     command::{Action, Command, CommandError, NewCommand, Status},
     protocol::{Membership, Micros, Protocol, ReadMode, ReplyTo, Request, Taking, Vote},
     shard::{
+        budget::Held,
         clients::Waiting,
         mailbox::LentRequest,
         node::Node,
@@ -77,8 +80,15 @@ impl<P: Protocol> Core<P> {
         }
         let zone = self.node.member().zone;
         let to = shard_of(token, self.node.cluster.shards);
+        if self.budget.is_spent() {
+            self.counters.requests_over_memory += 1;
+            self.refuse_web(&ticket, Status::Overloaded);
+            return Ok(());
+        }
+        // A small command keeps the piece that it lies in.
+        let held = Held::new(Some(Rc::clone(&self.budget)), frame.len().max(PIECE_BYTES));
         if to == self.shard {
-            let reply_to = ReplyTo(self.waiting.insert(Waiting::Web(ticket)).to_token());
+            let reply_to = ReplyTo(self.waiting.insert(Waiting::Web(ticket, held)).to_token());
             let (read, command) = (ReadMode::default(), Command::view(&frame));
             let request = Request { reply_to, zone, read, command, frame: &frame };
             self.protocol.on_request(now, request, &mut self.out);
@@ -91,7 +101,7 @@ impl<P: Protocol> Core<P> {
             self.refuse_web(&ticket, Status::Overloaded);
             return Ok(());
         }
-        let token = self.waiting.insert(Waiting::Web(ticket)).to_token();
+        let token = self.waiting.insert(Waiting::Web(ticket, held)).to_token();
         self.lent[usize::from(to.0)] += 1;
         self.mailed[usize::from(to.0)] = true;
         self.counters.requests_lent += 1;

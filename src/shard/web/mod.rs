@@ -17,7 +17,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::slab::{Key, Slab};
+use super::{
+    budget::Held,
+    slab::{Key, Slab},
+};
 use crate::{
     command::Status,
     protocol::{Ownership, Taking},
@@ -40,10 +43,6 @@ pub(super) struct Web {
     pub(super) arrived: crate::notify::Notify,
     /// Wakes the sweeper when the first connection comes.
     first: crate::notify::Notify,
-    /// Bytes of request bodies in memory.
-    body_bytes: Cell<usize>,
-    /// Bytes of answers that are being sent.
-    answer_bytes: Rc<Cell<usize>>,
     /// Received bytes pass through it.
     scratch: RefCell<Vec<u8>>,
     /// The shard stops: connections end with the answer that is under way.
@@ -74,22 +73,34 @@ impl Web {
 }
 
 /// How a command ended.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) status: Status,
     /// The object's version.
     pub(super) version: u64,
     /// The slot that decided it, or 0.
     pub(super) slot: u64,
+    /// Whether it was executed before, and nothing was done now.
+    pub(super) repeated: bool,
     /// The owner's ballot, or 0.
     pub(super) ballot: u64,
     /// The value read.
     pub(super) value: Bytes,
+    /// The memory of the value.
+    pub(super) _held: Option<Held>,
 }
 
 impl Default for Outcome {
     fn default() -> Self {
-        Self { status: Status::Overloaded, version: 0, slot: 0, ballot: 0, value: Bytes::new() }
+        Self {
+            status: Status::Overloaded,
+            version: 0,
+            slot: 0,
+            repeated: false,
+            ballot: 0,
+            value: Bytes::new(),
+            _held: None,
+        }
     }
 }
 

@@ -91,7 +91,7 @@ async fn serve<P: Protocol + 'static>(shard: &Rc<Shard<P>>, stream: TcpStream) {
     let now = shard.node.now();
     let watch = Rc::new(Watch::new(
         Rc::clone(&stream),
-        Rc::clone(&shard.web.answer_bytes),
+        Rc::clone(&shard.budget),
         now,
         settings.idle_timeout_us,
         settings.request_timeout_us,

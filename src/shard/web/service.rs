@@ -16,21 +16,15 @@ use super::{
 };
 use crate::{
     api::http::{self, Target, TargetError, Verdict},
-    command::{Action, Op, VALUE_BYTES_MAX},
+    command::{Action, Op, Status, VALUE_BYTES_MAX},
     protocol::Protocol,
-    shard::{Shard, core::Asked},
+    shard::{Shard, budget::Held, core::Asked},
     topology::Missing,
 };
 
 pub(super) type Reply = Response<Full<Bytes>>;
 /// An answer that ends the work on a request.
 pub(super) type Refused = Box<Reply>;
-
-/// Bodies of requests that a shard holds at a time, in bytes, over all connections.
-const BODIES_BYTES_MAX: usize = 64 << 20;
-
-/// Bytes of answers that a shard sends at a time, over all connections.
-const ANSWERS_BYTES_MAX: usize = 64 << 20;
 
 const ID: HeaderName = HeaderName::from_static("id");
 const CID: HeaderName = HeaderName::from_static("cid");
@@ -39,6 +33,10 @@ const SLOT: HeaderName = HeaderName::from_static("slot");
 const BALLOT: HeaderName = HeaderName::from_static("ballot");
 const EXECUTE: HeaderName = HeaderName::from_static("execute");
 const VERSION: HeaderName = HeaderName::from_static("version");
+/// Whoever sends a command again has to say which.
+const NAMELESS_RETRY: &str = "Retry without an Id and a Cid that name the command: nobody can tell whether it was executed \
+    before. An Id like 1.1 names a replica, not a client\n";
+
 const OUTCOME: HeaderName = HeaderName::from_static("outcome");
 
 /// Answers a request.
@@ -54,9 +52,9 @@ pub(super) async fn answer<P: Protocol>(
         Err(refused) => *refused,
     };
     let bytes = reply.body().size_hint().exact().unwrap_or(0) as usize;
-    let reply = match watch.hold_answer(bytes, ANSWERS_BYTES_MAX) {
+    let reply = match watch.hold_answer(bytes) {
         true => reply,
-        false => *overloaded("too many large answers at a time\n"),
+        false => *overloaded("clients hold as much memory as they may (flow.client_memory_bytes_max)\n"),
     };
     watch.enter(Stage::Send, shard.node.now());
     Ok(reply)
@@ -72,7 +70,7 @@ async fn route<P: Protocol>(
     let target = Target::parse(request.uri().path(), request.uri().query()).map_err(|error| target_error(&error))?;
     check_method(request.method(), &target)?;
     let (head, body) = request.into_parts();
-    let body = receive(shard, watch, body).await?;
+    let (body, _held) = receive(shard, watch, body).await?;
     watch.enter(Stage::Answer, shard.node.now());
     let identity = Identity::of(&head.headers)?;
     match target {
@@ -123,37 +121,15 @@ fn target_error(error: &TargetError) -> Refused {
     closing(refuse(code, &format!("{error}\n")))
 }
 
-/// What bodies a shard holds, given back when the body is gone.
-struct Held<'a, P> {
-    shard: &'a Shard<P>,
-    bytes: usize,
-}
-
-impl<P> Held<'_, P> {
-    fn more(&mut self, bytes: usize) -> bool {
-        let held = &self.shard.web.body_bytes;
-        held.set(held.get() + bytes);
-        self.bytes += bytes;
-        held.get() <= BODIES_BYTES_MAX
-    }
-}
-
-impl<P> Drop for Held<'_, P> {
-    fn drop(&mut self) {
-        let held = &self.shard.web.body_bytes;
-        held.set(held.get() - self.bytes);
-    }
-}
-
-/// The whole body, if it is not too long and comes in time.
-async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incoming) -> Result<Bytes, Refused> {
+/// The whole body, if it is not too long and comes in time, and the memory that it holds.
+async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incoming) -> Result<(Bytes, Held), Refused> {
     let bytes_max = shard.node.cluster.http.body_bytes_max;
     let too_long =
         || closing(refuse(413, &format!("the body has more than {bytes_max} bytes (http.body_bytes_max)\n")));
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_long());
     }
-    let mut held = Held { shard, bytes: 0 };
+    let held = Held::new(Some(Rc::clone(&shard.budget)), 0);
     let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
     loop {
         let frame = poll_fn(|context| match Pin::new(&mut body).poll_frame(context) {
@@ -167,12 +143,14 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
             // Trailers say nothing here.
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
-        if held.bytes + data.len() > bytes_max {
+        if held.bytes() + data.len() > bytes_max {
             return Err(too_long());
         }
-        if !held.more(data.len()) {
-            return Err(closing(overloaded("too many large requests at a time; it has not happened\n")));
+        if shard.budget.is_spent() && !data.is_empty() {
+            let text = "clients hold as much memory as they may (flow.client_memory_bytes_max); it has not happened\n";
+            return Err(closing(overloaded(text)));
         }
+        held.set(held.bytes() + data.len());
         if first.is_empty() && whole.is_empty() {
             first = data;
         } else {
@@ -180,7 +158,7 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
             whole.extend_from_slice(&data);
         }
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    Ok((if whole.is_empty() { first } else { whole.freeze() }, held))
 }
 
 /// Who asks, as the headers say.
@@ -239,21 +217,41 @@ async fn command<P: Protocol>(
         Action::Delete => Op::Delete,
         _ => Op::Get,
     };
-    let asked = Asked { identity: identity.pair, retry: identity.retry, key, action };
+    if identity.retry && identity.pair.is_none() && op.is_write() {
+        return Err(refuse(400, NAMELESS_RETRY));
+    }
+    let mut asked = Asked { identity: identity.pair, retry: identity.retry, key, action };
+    let mut ended = outcome_of(shard, watch, slot, &asked).await?;
+    if matches!(&ended, Ok(outcome) if outcome.status == Status::IdStale) {
+        // It is certain that this copy was not executed, and its client says that there was no other: it is a command of its
+        // own, whatever its number.
+        asked.identity = None;
+        ended = outcome_of(shard, watch, slot, &asked).await?;
+    }
+    let settings = &shard.node.cluster.http;
+    match ended {
+        Ok(outcome) => Ok(tell(op, outcome, identity, settings.missing)),
+        Err(()) if op == Op::Get => Err(closing(gave_up("not-done", "no answer in time; a read changes nothing\n"))),
+        Err(()) => Err(closing(gave_up("unknown", "no answer in time; it may have happened, or may still\n"))),
+    }
+}
+
+/// Hands a command to the protocol; its outcome, or the end of the time for it.
+async fn outcome_of<P: Protocol>(
+    shard: &Rc<Shard<P>>,
+    watch: &Watch,
+    slot: &Rc<Slot>,
+    asked: &Asked<'_>,
+) -> Result<Result<Outcome, ()>, Refused> {
     let ticket = Ticket::next(slot);
-    let taken = shard.core.borrow_mut().web_request(&asked, ticket.clone());
-    taken.map_err(|error| refuse(if key.is_empty() { 400 } else { 414 }, &format!("{error}\n")))?;
+    let taken = shard.core.borrow_mut().web_request(asked, ticket.clone());
+    taken.map_err(|error| refuse(if asked.key.is_empty() { 400 } else { 414 }, &format!("{error}\n")))?;
     shard.wake.notify();
     let outcome = poll_fn(|context| match ticket.poll(context) {
         Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
         Poll::Pending => watch.poll_expired(context).map(Err),
     });
-    let settings = &shard.node.cluster.http;
-    match outcome.await {
-        Ok(outcome) => Ok(tell(op, outcome, identity, settings.missing)),
-        Err(()) if op == Op::Get => Err(closing(gave_up("not-done", "no answer in time; a read changes nothing\n"))),
-        Err(()) => Err(closing(gave_up("unknown", "no answer in time; it may have happened, or may still\n"))),
-    }
+    Ok(outcome.await)
 }
 
 fn gave_up(outcome: &'static str, text: &str) -> Refused {
@@ -264,7 +262,8 @@ fn gave_up(outcome: &'static str, text: &str) -> Refused {
 
 /// A command's outcome as an answer.
 fn tell(op: Op, outcome: Outcome, identity: &Identity, missing: Missing) -> Reply {
-    let Verdict { code, outcome: ended, text, retry_after } = http::verdict(op, outcome.status, missing);
+    let Verdict { code, outcome: ended, text, retry_after } =
+        http::verdict(op, outcome.status, outcome.repeated, missing);
     let mut reply = if code == 200 {
         let mut reply = Response::new(Full::new(outcome.value));
         if op == Op::Get {

@@ -12,7 +12,13 @@ use glommio::net::TcpStream;
 use rustix::net::SendFlags;
 use socket2_04::SockRef;
 
-use crate::protocol::Micros;
+use crate::{
+    protocol::Micros,
+    shard::budget::{Budget, Held},
+};
+
+/// An answer of so many bytes is sent whatever clients hold.
+const SMALL_BYTES: usize = 4096;
 
 /// What a connection is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,9 +53,9 @@ pub(super) struct Watch {
     expired: Cell<bool>,
     /// No request is read any more.
     stopped: Cell<bool>,
-    /// Bytes of the answer that is being sent, and those of all connections.
-    answer_bytes: Cell<usize>,
-    all_answer_bytes: Rc<Cell<usize>>,
+    /// The answer that is being sent, among what clients hold.
+    answer: Held,
+    budget: Rc<Budget>,
     /// Wakes the connection's task.
     waker: RefCell<Option<Waker>>,
 }
@@ -57,14 +63,14 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(
         stream: Rc<RefCell<TcpStream>>,
-        all_answer_bytes: Rc<Cell<usize>>,
+        budget: Rc<Budget>,
         now: Micros,
         idle_us: u64,
         request_us: u64,
     ) -> Self {
         Self {
-            answer_bytes: Cell::new(0),
-            all_answer_bytes,
+            answer: Held::new(Some(Rc::clone(&budget)), 0),
+            budget,
             stream,
             stage: Cell::new(Stage::Idle),
             send_by: Cell::new(now),
@@ -95,20 +101,14 @@ impl Watch {
         self.expired.set(false);
     }
 
-    /// Counts an answer that is about to be sent; false if there are too many bytes of answers already.
-    pub(super) fn hold_answer(&self, bytes: usize, all_max: usize) -> bool {
-        self.drop_answer();
-        if bytes > 0 && self.all_answer_bytes.get() + bytes > all_max {
+    /// Counts an answer that is about to be sent; false if clients hold as much as they may already.
+    pub(super) fn hold_answer(&self, bytes: usize) -> bool {
+        self.answer.set(0);
+        if bytes > SMALL_BYTES && self.budget.is_spent() {
             return false;
         }
-        self.answer_bytes.set(bytes);
-        self.all_answer_bytes.set(self.all_answer_bytes.get() + bytes);
+        self.answer.set(bytes);
         true
-    }
-
-    /// The answer was sent, or never will be.
-    fn drop_answer(&self) {
-        self.all_answer_bytes.set(self.all_answer_bytes.get() - self.answer_bytes.take());
     }
 
     /// The socket took everything that it was offered, or not.
@@ -116,7 +116,7 @@ impl Watch {
         match (self.stage.get(), everything) {
             (Stage::Send, true) => {
                 self.send_by.set(self.deadline.get());
-                self.drop_answer();
+                self.answer.set(0);
                 self.enter(Stage::Idle, now());
             }
             // There was more of the answer: it has the time that it had, however fast it went until now.
@@ -190,11 +190,5 @@ impl Watch {
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());
         }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.drop_answer();
     }
 }

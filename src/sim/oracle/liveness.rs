@@ -100,6 +100,19 @@ impl Liveness {
         Err(Rule::Unanswered.broken(text))
     }
 
+    /// Whether everything had ended, and all replicas were equal, soon enough after the faults.
+    ///
+    /// # Errors
+    /// If it was not.
+    pub fn check_settled(&self, settled_us: u64, within_us: u64) -> Result<(), Violation> {
+        if settled_us <= within_us {
+            return Ok(());
+        }
+        let text =
+            format!("it took {settled_us} µs after healing until replicas were equal, and {within_us} µs are enough");
+        Err(Rule::NotConverged.broken(text))
+    }
+
     /// Whether all live replicas are equal, and nothing is under way. `executed` is by key what is executed anywhere, by
     /// the dead too.
     ///
@@ -175,6 +188,15 @@ mod tests {
         assert_eq!(with(|node| node.waiting = 4), "node 2 keeps 4 requests waiting");
         let much = with(|node| node.decided = (0..7).map(|slot| (9, slot)).collect());
         assert!(much.ends_with("slot 4 of key 9 and 2 more"), "{much}");
+    }
+
+    #[test]
+    fn replicas_that_settle_late_are_refused() {
+        let liveness = Liveness::new();
+        liveness.check_settled(500, 500).unwrap();
+        let violation = liveness.check_settled(501, 500).unwrap_err();
+        assert_eq!(violation.rule, Rule::NotConverged);
+        assert!(violation.text.starts_with("it took 501 µs after healing"), "{violation}");
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod replicas;
 
 use std::fmt;
 
+use crate::command::KEY_BYTES_MAX;
 pub use crate::linear::value_number;
 pub use agreement::{Accepted, Agreement, Held};
 pub use durability::{Durability, Ledger, SharedLedger};
@@ -150,9 +151,16 @@ pub struct Violation {
     pub text: String,
 }
 
+/// Keys with this bit in their number are only ever read: no node has an object for them.
+pub const ONLY_READ: u64 = 1 << 30;
+
+/// Keys with this number or a higher one have names of [`KEY_BYTES_MAX`] bytes.
+pub const LONG_KEYS: u64 = 1 << 40;
+
 /// The name of the key with this number.
 pub fn key_name(key: u64) -> Vec<u8> {
-    format!("key-{key}").into_bytes()
+    let digits = if key < LONG_KEYS { 0 } else { KEY_BYTES_MAX - 4 };
+    format!("key-{key:0digits$}").into_bytes()
 }
 
 /// The number of a key; `None` if it is not named as the simulator's keys are.
@@ -174,6 +182,8 @@ mod tests {
     #[test]
     fn keys_and_values_are_numbers() {
         assert_eq!(key_number(&key_name(17)), Some(17));
+        let long = key_name(LONG_KEYS + 17);
+        assert_eq!((long.len(), key_number(&long)), (KEY_BYTES_MAX, Some(LONG_KEYS + 17)));
         assert_eq!((key_number(b"key-"), key_number(b"kex-1"), key_number(b"k")), (None, None, None));
         assert_eq!((value_number(Some(&[7, 0, 0, 0, 0, 0, 0, 0, 9])), value_number(Some(b"short"))), (7, 0));
         assert_eq!(value_number(None), 0);

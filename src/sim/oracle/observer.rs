@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Accepted, Agreement, Durability, Held, Once, Promises, Replicas, Rule, Snapshot, Violation, key_number,
+    Accepted, Agreement, Durability, Held, ONLY_READ, Once, Promises, Replicas, Rule, Snapshot, Violation, key_number,
     value_number,
 };
 use crate::{
@@ -216,6 +216,9 @@ impl Seen {
     /// As an object is before anything has happened to it, so that everything about it is new.
     fn first(object: &ObjectView<'_>) -> Result<Self, Violation> {
         let key = number_of(object.key)?;
+        if key & ONLY_READ != 0 {
+            return Err(Rule::Memory.broken(format!("a node keeps an object for key {key}, which is only ever read")));
+        }
         Ok(Self { key, promised: Ballot::ZERO, applied: 0, tail_mark: 0, leads: false, tail: Vec::new() })
     }
 

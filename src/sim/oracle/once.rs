@@ -38,15 +38,21 @@ pub struct Answer {
     pub value: u64,
 }
 
+/// A command on an object: an id says nothing of other objects.
+type Place = (CommandId, u64);
+
 #[derive(Clone, Debug, Default)]
 struct Known {
+    /// What was asked for first under this id, and whether something else was too: what is answered is about either.
+    act: Option<Act>,
+    is_shared: bool,
     /// How often it was asked, and how often refused: only if always, it is certain that nothing happened.
     asked: usize,
     refused: usize,
     /// The first answer that says how a write ended.
     answer: Option<(Status, u64)>,
-    /// Where it took effect: key, and the highest slot that it can have been in.
-    effect: Option<(u64, u64)>,
+    /// The highest slot that it can have taken effect in.
+    effect: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +72,7 @@ struct Last {
 #[derive(Clone, Debug, Default)]
 pub struct Once {
     requests: HashMap<u64, Request>,
-    commands: HashMap<CommandId, Known>,
+    commands: HashMap<Place, Known>,
     /// By value: the key that it was to be written to, and by whom.
     written: HashMap<u64, (u64, CommandId)>,
     /// By value: the key and the version that it was seen at.
@@ -93,8 +99,19 @@ impl Once {
             let text = format!("request {request} is no request: its number or its value {value} was used before");
             return Err(Rule::Core.broken(text));
         }
-        self.commands.entry(asked.command).or_default().asked += 1;
+        let known = self.commands.entry((asked.command, asked.key)).or_default();
+        known.asked += 1;
+        known.is_shared |= *known.act.get_or_insert(asked.act) != asked.act;
         Ok(())
+    }
+
+    /// An answer reaches a connection, of which nothing is to be judged but that it was asked for there: another command of
+    /// this client has the same id.
+    ///
+    /// # Errors
+    /// If it was not asked for there, or was answered before.
+    pub fn ended(&mut self, connection: u64, request: u64) -> Result<(), Violation> {
+        self.take_answer(connection, request).map(|_| ())
     }
 
     /// An answer reaches a connection.
@@ -102,8 +119,27 @@ impl Once {
     /// # Errors
     /// If it was not asked for there, was answered before, or cannot be the answer.
     pub fn answered(&mut self, connection: u64, request: u64, answer: Answer) -> Result<(), Violation> {
+        let asked = self.take_answer(connection, request)?;
         let wrong = |what: &str| {
             let text = format!("request {request} gets {answer:?} on connection {connection}: {what}");
+            Err(Rule::WrongAnswer.broken(text))
+        };
+        if let Some(what) = mismatch(asked.act, answer) {
+            return wrong(what);
+        }
+        if answer.value != 0 && self.written.get(&answer.value).is_none_or(|(key, _)| *key != asked.key) {
+            return wrong(&format!("nobody has asked to write that to key {}", asked.key));
+        }
+        if asked.act != Act::Get {
+            self.learn(request, asked, answer)?;
+        }
+        Ok(())
+    }
+
+    /// What was asked there, and is answered now.
+    fn take_answer(&mut self, connection: u64, request: u64) -> Result<Asked, Violation> {
+        let wrong = |what: &str| {
+            let text = format!("request {request} gets an answer on connection {connection}: {what}");
             Err(Rule::WrongAnswer.broken(text))
         };
         let Some(known) = self.requests.get_mut(&request) else { return wrong("nobody asked it") };
@@ -118,24 +154,18 @@ impl Once {
             return wrong("that is closed");
         }
         known.answered = true;
-        if let Some(what) = mismatch(asked.act, answer) {
-            return wrong(what);
-        }
-        if answer.value != 0 && self.written.get(&answer.value).is_none_or(|(key, _)| *key != asked.key) {
-            return wrong(&format!("nobody has asked to write that to key {}", asked.key));
-        }
-        if asked.act != Act::Get {
-            self.learn(request, asked, answer)?;
-        }
-        Ok(())
+        Ok(asked)
     }
 
     /// What an answer says of a write.
     fn learn(&mut self, request: u64, asked: Asked, answer: Answer) -> Result<(), Violation> {
-        let command = self.commands.get_mut(&asked.command).expect("it was asked");
+        let command = self.commands.get_mut(&(asked.command, asked.key)).expect("it was asked");
+        if command.is_shared {
+            return Ok(());
+        }
         if answer.status.is_refused() {
             command.refused += 1;
-            return command.check_effect(asked.command);
+            return command.check_effect((asked.command, asked.key));
         }
         if !answer.status.is_executed() || answer.status == Status::Duplicate {
             return Ok(());
@@ -220,7 +250,7 @@ impl Once {
         }
         let effects = to.version.saturating_sub(from.version);
         let fresh: BTreeMap<CommandId, u64> =
-            commands.iter().rev().filter(|(_, id)| self.is_fresh(*id)).map(|(slot, id)| (*id, *slot)).collect();
+            commands.iter().rev().filter(|(_, id)| self.is_fresh((*id, key))).map(|(slot, id)| (*id, *slot)).collect();
         if to.version < from.version || effects > fresh.len() as u64 + self.placed(key, &commands, from) {
             let text = format!(
                 "key {key} goes from version {} to {} over slots {slots:?}, with {} commands that had not taken effect",
@@ -237,41 +267,41 @@ impl Once {
         Ok(())
     }
 
-    fn is_fresh(&self, id: CommandId) -> bool {
-        self.commands.get(&id).is_none_or(|known| known.effect.is_none())
+    fn is_fresh(&self, place: Place) -> bool {
+        self.commands.get(&place).is_none_or(|known| known.effect.is_none())
     }
 
     /// How many of these commands are known to have taken effect in just these slots, by the values that they left.
     fn placed(&self, key: u64, commands: &[(u64, CommandId)], from: Last) -> u64 {
         let ids: BTreeSet<CommandId> = commands.iter().map(|(_, id)| *id).collect();
-        let effect = |id: &CommandId| self.commands.get(id).and_then(|known| known.effect);
-        let here = |id: &&CommandId| effect(id).is_some_and(|(of, slot)| of == key && slot > from.applied);
+        let effect = |id: &CommandId| self.commands.get(&(*id, key)).and_then(|known| known.effect);
+        let here = |id: &&CommandId| effect(id).is_some_and(|slot| slot > from.applied);
         ids.iter().filter(here).count() as u64
     }
 
     /// A command took effect on a key, in `slot` if that is certain, or else in it or before.
     fn took_effect(&mut self, id: CommandId, key: u64, slot: u64, is_certain: bool) -> Result<(), Violation> {
-        let known = self.commands.entry(id).or_default();
+        let known = self.commands.entry((id, key)).or_default();
         let (client, number) = id;
         match &mut known.effect {
-            None => known.effect = Some((key, slot)),
-            Some((of, before)) if *of != key || (is_certain && *before < slot) => {
+            None => known.effect = Some(slot),
+            Some(before) if is_certain && *before < slot => {
                 let text = format!(
                     "command {number} of client {client} takes effect in slot {slot} of key {key}, and did before, by \
-                     slot {before} of key {of}"
+                     slot {before}"
                 );
                 return Err(Rule::ExecutedTwice.broken(text));
             }
-            Some((_, before)) => *before = slot.min(*before),
+            Some(before) => *before = slot.min(*before),
         }
-        known.check_effect(id)
+        known.check_effect((id, key))
     }
 }
 
 impl Known {
     /// What takes effect was asked for, and not always refused.
-    fn check_effect(&self, (client, id): CommandId) -> Result<(), Violation> {
-        let Some((key, slot)) = self.effect else { return Ok(()) };
+    fn check_effect(&self, ((client, id), key): Place) -> Result<(), Violation> {
+        let Some(slot) = self.effect else { return Ok(()) };
         let text =
             |what: &str| format!("command {id} of client {client} {what} took effect by slot {slot} of key {key}");
         match (self.asked, self.refused) {
@@ -291,7 +321,12 @@ fn mismatch(act: Act, answer: Answer) -> Option<&'static str> {
         _ if answer.value != 0 => Some("only a read that found something has a value"),
         Status::NotFound if !is_read && act != Act::Delete => Some("only reads and deletes miss a value"),
         Status::CasFailed if matches!(act, Act::Get | Act::Put(_) | Act::Delete) => Some("it expects nothing"),
-        Status::Duplicate | Status::OutcomeUnknown if is_read => Some("a read is not judged"),
+        Status::Duplicate | Status::OutcomeUnknown | Status::IdTaken | Status::IdReused | Status::IdStale
+            if is_read =>
+        {
+            Some("a read is not judged")
+        }
+        Status::IdReused => Some("no client gives an id to two commands"),
         Status::Ok if answer.version == 0 => Some("a write that took effect has a version"),
         _ => None,
     }

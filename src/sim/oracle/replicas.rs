@@ -87,12 +87,13 @@ mod tests {
     use super::*;
     use crate::{
         command::Status,
-        store::{Executed, Recent, Value},
+        store::{Executed, OPEN_SLOTS_MAX, Recent, Value, Write},
     };
 
     fn state(value: u64, version: u64, id: u64) -> ObjectState {
         let mut recent = Recent::default();
-        recent.record(version, 1, id, Executed { status: Status::Ok, version });
+        let write = Write { slot: version, client: 1, id, digest: 0 };
+        recent.record(write, Executed { status: Status::Ok, version, repeated: false }, OPEN_SLOTS_MAX);
         ObjectState { value: Some(Value::from_slice(&value.to_le_bytes())), version, recent }
     }
 

@@ -73,7 +73,7 @@ impl ClusterDriver {
     /// # Errors
     /// If the master tells none in time, or as for [`ClusterDriver::connect`].
     pub fn from_master(address: &str, asking: Asking) -> Result<Self, TargetError> {
-        let fetched = master::fetch(address, MASTER_PATIENCE, &mut |text| eprintln!("wpaxos-load: {text}"));
+        let fetched = master::fetch(address, MASTER_PATIENCE, &mut |text| wpaxos::complain!("wpaxos-load: {text}"));
         let (cluster, _) = fetched.map_err(|error| TargetError(format!("--master: {error}")))?;
         Self::of(&cluster, asking)
     }
@@ -226,7 +226,7 @@ fn answer_of(outcome: Outcome<'_>, version: u64) -> Answer {
             Answer::Failed(ErrorKind::TimeoutMaybeDone)
         }
         Outcome::Ambiguous(Ambiguity::ConnectionLost) => Answer::Failed(ErrorKind::Disconnected),
-        Outcome::Ambiguous(Ambiguity::OutcomeUnknown) => Answer::Failed(ErrorKind::OutcomeUnknown),
+        Outcome::Ambiguous(Ambiguity::OutcomeUnknown | Ambiguity::IdTaken) => Answer::Failed(ErrorKind::OutcomeUnknown),
         Outcome::Ambiguous(Ambiguity::RetryRefused(_)) => Answer::Failed(ErrorKind::RetryRefused),
     }
 }

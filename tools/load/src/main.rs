@@ -42,9 +42,10 @@ fn main() -> ExitCode {
         None => run(&cli.run),
     };
     match outcome {
+        Ok(0) if wpaxos::diagnostics::has_failed() => ExitCode::from(FAILED),
         Ok(code) => ExitCode::from(code),
         Err((code, message)) => {
-            eprintln!("wpaxos-load: {message}");
+            wpaxos::complain!("wpaxos-load: {message}");
             ExitCode::from(code)
         }
     }
@@ -57,10 +58,10 @@ fn run(args: &RunArgs) -> Result<u8, (u8, String)> {
     for round in 1..=plan.rounds {
         let plan = plan.of_round(round);
         if plan.rounds > 1 {
-            println!("Round {round} of {}", plan.rounds);
+            wpaxos::say!("Round {round} of {}", plan.rounds);
         }
         let report = execute(&plan, &interrupted).map_err(|error| (FAILED, error.to_string()))?;
-        println!("{}", render(&report));
+        wpaxos::say!("{}", render(&report));
         if let Some(path) = &plan.json {
             report.save(path).map_err(|error| (FAILED, error.to_string()))?;
         }
@@ -74,7 +75,7 @@ fn run(args: &RunArgs) -> Result<u8, (u8, String)> {
         }
     }
     if plan.rounds > 1 {
-        println!("{} rounds: {} requests/s", throughputs.len(), throughputs.join(", "));
+        wpaxos::say!("{} rounds: {} requests/s", throughputs.len(), throughputs.join(", "));
     }
     Ok(worst)
 }
@@ -96,7 +97,7 @@ fn side_by_side(args: &CompareArgs) -> Result<u8, (u8, String)> {
         CompareError::Usage(_) => (USAGE, error.to_string()),
         CompareError::File(_) => (FAILED, error.to_string()),
     })?;
-    println!("{}", comparison.text());
+    wpaxos::say!("{}", comparison.text());
     if let Some(path) = &args.html {
         html::save(&html::of_comparison(&comparison), path).map_err(failed)?;
     }
@@ -108,8 +109,8 @@ fn climb(args: &SweepArgs) -> Result<u8, (u8, String)> {
         SweepError::Plan(_) => (USAGE, error.to_string()),
         SweepError::File(_) | SweepError::Out { .. } => (FAILED, error.to_string()),
     })?;
-    println!("{}\n\n{}\n", report.headline(), report.text());
-    println!("Saved in {}: sweep.html, sweep.json and every run", args.out.display());
+    wpaxos::say!("{}\n\n{}\n", report.headline(), report.text());
+    wpaxos::say!("Saved in {}: sweep.html, sweep.json and every run", args.out.display());
     let is_sound = report.points.iter().any(Point::is_sound);
     Ok(if report.interrupted || !is_sound { NOT_VALID } else { 0 })
 }
@@ -129,7 +130,7 @@ fn check_file(args: &CheckArgs) -> Result<u8, (u8, String)> {
         return Err((FAILED, format!("{}: no row says anything: there is nothing to check", args.file.display())));
     }
     let report = judge(records, args.fresh);
-    println!("{}", report.text());
+    wpaxos::say!("{}", report.text());
     Ok(match report.verdict {
         Verdict::Linearizable => 0,
         Verdict::Violated => NOT_LINEARIZABLE,

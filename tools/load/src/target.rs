@@ -60,11 +60,11 @@ impl Answer {
     pub fn of(status: Status) -> Self {
         match status {
             Status::Ok | Status::NotFound | Status::CasFailed | Status::Duplicate => Self::Done(Seen::only(status)),
-            Status::OutcomeUnknown => Self::Failed(ErrorKind::OutcomeUnknown),
+            Status::OutcomeUnknown | Status::IdTaken => Self::Failed(ErrorKind::OutcomeUnknown),
             Status::Overloaded => Self::Failed(ErrorKind::Overloaded),
             Status::TimeoutNotDone => Self::Failed(ErrorKind::TimeoutNotDone),
             Status::TimeoutMaybeDone => Self::Failed(ErrorKind::TimeoutMaybeDone),
-            Status::BadRequest => Self::Failed(ErrorKind::BadRequest),
+            Status::BadRequest | Status::IdReused | Status::IdStale => Self::Failed(ErrorKind::BadRequest),
             Status::ShuttingDown => Self::Failed(ErrorKind::ShuttingDown),
         }
     }

@@ -9,7 +9,8 @@ use wpaxos::mutant::Mutant;
 ///
 /// Each seed is a run of its own: it draws a topology, quorums, a tuning, a workload and a mix of faults. A run that fails
 /// prints what it was about, what was under way, and the command that makes it again. Exit codes: 0 nothing was found wrong;
-/// 1 something was; 2 the command line is wrong; 3 the JSON file cannot be written.
+/// 1 something was; 2 the command line is wrong; 3 the JSON file, or standard output,
+/// cannot be written.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "wpaxos-sim", version, about)]
 #[command(group(clap::ArgGroup::new("stepped").args(["seed", "hostile"]).multiple(true)))]

@@ -24,7 +24,7 @@ pub fn run_all(args: &Args) -> bool {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let (next, failed) = (AtomicU64::new(first), AtomicBool::new(false));
     let work = || {
-        let (mut sum, mut runs) = (Tally::default(), 0u64);
+        let (mut sum, mut runs, mut found) = (Tally::default(), 0u64, false);
         while until.is_none_or(|until| Instant::now() < until) && !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed - first >= count {
@@ -35,24 +35,29 @@ pub fn run_all(args: &Args) -> bool {
                 Ok(tally) => sum.add(&tally),
                 Err(error) => {
                     failed.store(!args.go_on, Ordering::Relaxed);
-                    println!("seed {seed}: {error}\n    again: wpaxos-sim --hostile --seed {seed} --steps {steps}");
-                    runs |= 1 << 63;
+                    wpaxos::say!("seed {seed}: {error}\n    again: wpaxos-sim --hostile --seed {seed} --steps {steps}");
+                    found = true;
                 }
             }
         }
-        (sum, runs)
+        (sum, runs, found)
     };
-    let results: Vec<(Tally, u64)> = std::thread::scope(|scope| {
+    let results: Vec<(Tally, u64, bool)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         threads.into_iter().map(|thread| thread.join().expect("runs catch panics")).collect()
     });
     let mut sum = Tally::default();
-    results.iter().for_each(|(tally, _)| sum.add(tally));
-    let runs: u64 = results.iter().map(|(_, runs)| runs & !(1 << 63)).sum();
-    println!(
+    results.iter().for_each(|(tally, ..)| sum.add(tally));
+    let runs: u64 = results.iter().map(|(_, runs, _)| runs).sum();
+    wpaxos::say!(
         "{runs} runs of {steps} steps: {} frames, {} of them hostile, {} refused; {} requests answered; {} restarts, {} \
          checkpoints compared",
-        sum.frames, sum.hostile, sum.refused, sum.answered, sum.restarts, sum.compared
+        sum.frames,
+        sum.hostile,
+        sum.refused,
+        sum.answered,
+        sum.restarts,
+        sum.compared
     );
-    results.iter().all(|(_, runs)| runs >> 63 == 0)
+    !results.iter().any(|(.., found)| *found)
 }

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     if args.list_mutants {
         for mutant in Mutant::ALL {
-            println!("{:<32} {}", mutant.name(), mutant.what());
+            wpaxos::say!("{:<32} {}", mutant.name(), mutant.what());
         }
         return ExitCode::SUCCESS;
     }
@@ -27,7 +27,10 @@ fn main() -> ExitCode {
     if let Some(path) = &args.json
         && let Err(error) = std::fs::write(path, format!("{:#}\n", total.to_json()))
     {
-        eprintln!("error: cannot write {}: {error}", path.display());
+        wpaxos::complain!("error: cannot write {}: {error}", path.display());
+        return ExitCode::from(3);
+    }
+    if wpaxos::diagnostics::has_failed() {
         return ExitCode::from(3);
     }
     if total.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

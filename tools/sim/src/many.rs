@@ -68,7 +68,7 @@ impl Series {
             let result = run_once(&Options { seed, ..self.template.clone() });
             if let Err(failure) = &result {
                 // At once: a night may be interrupted.
-                eprintln!("seed {seed}: {}", failure.violation);
+                wpaxos::complain!("seed {seed}: {}", failure.violation);
                 stop.fetch_or(!self.go_on, Ordering::Relaxed);
             }
             total.lock().expect("nothing panics under this lock").add(result);
@@ -90,6 +90,7 @@ impl Total {
         self.sum.executed += summary.executed;
         self.sum.faults += summary.faults;
         self.sum.undecided += summary.undecided;
+        self.sum.settled_us = self.sum.settled_us.max(summary.settled_us);
         self.sum.trace_hash ^= summary.trace_hash;
         self.failures.extend(result.err());
     }
@@ -112,6 +113,7 @@ impl Total {
             "known_executed": self.sum.executed,
             "faults": self.sum.faults,
             "searches_given_up": self.sum.undecided,
+            "settled_seconds_max": self.sum.settled_us as f64 / 1e6,
             "failures": failures.collect::<Vec<_>>(),
         })
     }
@@ -136,27 +138,28 @@ pub fn run(args: &Args) -> Total {
         if args.shrink {
             *first = shrink(first.clone(), SHRINK_RUNS_MAX);
         }
-        println!("\nthe first that failed:\n{first}");
+        wpaxos::say!("\nthe first that failed:\n{first}");
     }
     total
 }
 
 fn say(total: &Total, took: f64, threads: usize) {
-    let Summary { steps, time_us, operations, executed, faults, undecided, .. } = total.sum;
+    let Summary { steps, time_us, operations, executed, faults, undecided, settled_us, .. } = total.sum;
     let (simulated, minutes) = (time_us as f64 / 1e6, took / 60.0);
-    println!("{} seeds, {} failed", total.runs, total.failures.len());
-    println!(
+    wpaxos::say!("{} seeds, {} failed", total.runs, total.failures.len());
+    wpaxos::say!(
         "{took:.1} s on {threads} threads: {:.0} seeds and {:.1} million events a minute; a second of a thread is {:.0} s \
          of virtual time",
         total.runs as f64 / minutes,
         steps as f64 / minutes / 1e6,
         simulated / took / threads as f64,
     );
-    println!(
+    wpaxos::say!(
         "{steps} events, {simulated:.0} s of virtual time, {operations} operations, {executed} known to be executed, \
-         {faults} faults, {undecided} searches for an order given up"
+         {faults} faults, {undecided} searches for an order given up, settled {:.2} s after healing at the latest",
+        settled_us as f64 / 1e6
     );
     for failure in &total.failures {
-        println!("  seed {}: {}", failure.options.seed, failure.violation);
+        wpaxos::say!("  seed {}: {}", failure.options.seed, failure.violation);
     }
 }

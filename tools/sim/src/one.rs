@@ -28,13 +28,13 @@ pub fn run(args: &Args, seed: u64) -> Total {
     let mut total = Total::default();
     match result {
         Ok(summary) => {
-            println!("{}", wpaxos::sim::plan::Plan::new(seed));
-            println!("nothing wrong in {took:.1?}: {summary:?}");
+            wpaxos::say!("{}", wpaxos::sim::plan::Plan::new(seed));
+            wpaxos::say!("nothing wrong in {took:.1?}: {summary:?}");
             total.add(Ok(summary));
         }
         Err(failure) => {
             let failure = if args.shrink { shrink(failure, SHRINK_RUNS_MAX) } else { failure };
-            println!("{failure}");
+            wpaxos::say!("{failure}");
             total.add(Err(failure));
         }
     }

@@ -156,7 +156,7 @@ proptest! {
             NewCommand { client, id, retry: *retry, key: b"k", action }.encode(&mut bytes).unwrap();
             let command = Command::parse(&bytes).unwrap();
             prop_assert!(command.is_request());
-            state.execute(slot, command);
+            state.execute(slot, command, OPEN_SLOTS_MAX);
             if slot % 10 == 0 || slot == steps.len() as u64 {
                 prop_assert_eq!(read_back(&state, slot), Ok(state.clone()));
             }
@@ -182,7 +182,7 @@ proptest! {
             let (status, version) = (Status::Ok, 0);
             let (floor, blind_below) = (0, 0);
             recent.sessions.push(crate::store::Session {
-                client, highest, before, older, floor, blind_below, slot, status, version,
+                client, highest, before, older, floor, blind_below, slot, status, version, digest: 0,
             });
         }
         let state = ObjectState { value: None, version: 3, recent };
@@ -192,7 +192,7 @@ proptest! {
             let id = next_id(last.get(&client).copied().unwrap_or(5), way);
             last.insert(client, id);
             let bytes = encoded(client, id, b"k", Action::Put(b"v"));
-            state.execute(slot, Command::parse(&bytes).unwrap());
+            state.execute(slot, Command::parse(&bytes).unwrap(), OPEN_SLOTS_MAX);
             prop_assert_eq!(read_back(&state, slot), Ok(state.clone()));
         }
     }
@@ -217,12 +217,8 @@ fn ids_that_no_command_has_are_refused_on_every_path() {
         let bytes = (frame.len() as u32).into();
         let forward = ForwardHead { id: 1.into(), command_bytes: bytes, zone: 0, read: 0, reserved: 0.into() };
         bench.refuses(1, 0, &frame_of(Kind::Forward, &[forward.as_bytes(), &frame]));
-        let entry = EntryHead {
-            slot: 1.into(),
-            ballot: ballot(9, 1, 2).number.into(),
-            command_bytes: bytes,
-            reserved: 0.into(),
-        };
+        let entry =
+            EntryHead { slot: 1.into(), ballot: ballot(9, 1, 2).number.into(), command_bytes: bytes, empty: 0.into() };
         let mut batch = batch(1, 1, &[]).body().to_vec();
         batch[40..44].copy_from_slice(&1u32.to_le_bytes());
         batch[44..48].copy_from_slice(&((entry.as_bytes().len() + frame.len()) as u32).to_le_bytes());
@@ -277,6 +273,7 @@ fn states_that_no_execution_makes_are_refused() {
     let session = |client, slot| crate::store::Session {
         client,
         highest: 1,
+        digest: 0,
         before: 0,
         older: crate::store::Older::default(),
         floor: 0,
@@ -440,7 +437,7 @@ fn long_promise() -> (Bench, Vec<Frame>) {
     long_tail(&mut bench, 1, 2..=67);
     bench.cut(0, 2);
     bench.pass(200_000);
-    bench.ask(0, 1, Action::Get);
+    bench.ask(0, 1, Action::Put(b"v"));
     bench.links[0][2].clear();
     bench.nodes[0].objects[ObjectIndex(0)].promised = ballot(1, 1, 1);
     bench.deliver(0, 1);
@@ -631,7 +628,7 @@ fn the_largest_state_goes_into_a_frame_that_is_nearly_full() {
     let known = &mut bench.nodes[1].objects[object];
     for slot in 1..=2 * OPEN_SLOTS_MAX {
         let bytes = encoded(slot, 1, &key, Action::Put(&value));
-        known.state.execute(slot, Command::view(&bytes));
+        known.state.execute(slot, Command::view(&bytes), OPEN_SLOTS_MAX);
         known.applied = slot;
     }
     assert!(known.state.recent.sessions.len() as u64 > OPEN_SLOTS_MAX);

@@ -272,7 +272,7 @@ pub(super) fn deposed_by_a_state(mut bench: Bench) -> Bench {
     bench.connect(0, 2);
     let mut state = bench.nodes[0].objects.iter().next().unwrap().state.clone();
     let accepted = bench.nodes[0].accepted(b"k");
-    state.execute(2, Command::view(accepted[0].command));
+    state.execute(2, Command::view(accepted[0].command), crate::store::OPEN_SLOTS_MAX);
     let (mut body, mut encoded) = (Vec::new(), bytes::BytesMut::new());
     put_state(&mut encoded, &state);
     let head = StateEntryHead {

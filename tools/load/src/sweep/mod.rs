@@ -92,7 +92,7 @@ fn take(report: &mut SweepReport, mut point: Point, scheme: &Scheme) -> bool {
         report.knees.insert(point.variant.clone(), point.level);
     }
     let said = point.behind.as_ref().map_or_else(String::new, |why| format!(" – behind the knee: {why}"));
-    eprintln!("wpaxos-load: median of {}{said}", point.describe());
+    wpaxos::complain!("wpaxos-load: median of {}{said}", point.describe());
     let is_behind = point.behind.is_some();
     report.points.push(point);
     is_behind
@@ -115,7 +115,7 @@ fn measure(
         let (name, file) = &scheme.variants[climbing[*place]];
         let number = points[*place].tried_count() + 1;
         let left = clock.left(order.len() - done, climbing.len() * scheme.repeats as usize);
-        eprintln!("wpaxos-load: {name} at {}, run {number} of {}; {left}", grouped(level), scheme.repeats);
+        wpaxos::complain!("wpaxos-load: {name} at {}, run {number} of {}; {left}", grouped(level), scheme.repeats);
         let own = |ending: &str| scheme.args.out.join(format!("{name}-{level}-{number}.{ending}"));
         let mut flags = scheme.flags(file, level, number as u32 - 1);
         flags.hdr = Some(own("hlog"));
@@ -124,11 +124,11 @@ fn measure(
             Ok(run) if run.interrupted => drop(fs::remove_file(own("hlog"))),
             Ok(run) => {
                 run.save(&own("json"))?;
-                eprintln!("wpaxos-load:   {}", outcome(&run));
+                wpaxos::complain!("wpaxos-load:   {}", outcome(&run));
                 points[*place].runs.push(run);
             }
             Err(error) => {
-                eprintln!("wpaxos-load:   failed: {error}");
+                wpaxos::complain!("wpaxos-load:   failed: {error}");
                 points[*place].failures.push(error.to_string());
             }
         }
