@@ -336,6 +336,32 @@ struct Damage {
     places: Vec<PathBuf>,
 }
 
+/// Flips a bit of a file's bytes, makes some of them zero, or cuts them.
+fn change(kind: Kind, bytes: &mut Vec<u8>, name: &str, random: &mut Random) -> String {
+    // Half of them in what holds something.
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(bytes.len(), |last| last + 1).max(1);
+    let bound = if random.below(2) == 0 { used } else { bytes.len().max(1) };
+    let at = random.below(bound);
+    match kind {
+        Kind::FlippedBit => {
+            let bit = random.below(8);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 1 << bit;
+            }
+            format!("bit {bit} of byte {at} of {name}")
+        }
+        Kind::Zeroed => {
+            let end = (at + 1 + random.below(20_000)).min(bytes.len());
+            bytes[at.min(end)..end].fill(0);
+            format!("bytes {at} to {end} of {name}")
+        }
+        _ => {
+            bytes.truncate(at);
+            format!("{name} at {at}")
+        }
+    }
+}
+
 /// Damages a file of `data`, which is one of the directories of an image.
 fn damage(kind: Kind, data: &Path, older: &Path, foreign: &Path, random: &mut Random) -> Damage {
     let all = files(data);
@@ -346,30 +372,7 @@ fn damage(kind: Kind, data: &Path, older: &Path, foreign: &Path, random: &mut Ra
     let mut places = vec![own.clone()];
     let mut bytes = fs::read(&target).unwrap();
     let text = match kind {
-        Kind::FlippedBit | Kind::Zeroed | Kind::Cut => {
-            // Half of them in what holds something.
-            let used = bytes.iter().rposition(|byte| *byte != 0).map_or(bytes.len(), |last| last + 1).max(1);
-            let bound = if random.below(2) == 0 { used } else { bytes.len().max(1) };
-            let at = random.below(bound);
-            match kind {
-                Kind::FlippedBit => {
-                    let bit = random.below(8);
-                    if let Some(byte) = bytes.get_mut(at) {
-                        *byte ^= 1 << bit;
-                    }
-                    format!("bit {bit} of byte {at} of {}", name(&target))
-                }
-                Kind::Zeroed => {
-                    let end = (at + 1 + random.below(20_000)).min(bytes.len());
-                    bytes[at.min(end)..end].fill(0);
-                    format!("bytes {at} to {end} of {}", name(&target))
-                }
-                _ => {
-                    bytes.truncate(at);
-                    format!("{} at {at}", name(&target))
-                }
-            }
-        }
+        Kind::FlippedBit | Kind::Zeroed | Kind::Cut => change(kind, &mut bytes, &name(&target), random),
         Kind::Emptied => {
             bytes.clear();
             name(&target)

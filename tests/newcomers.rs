@@ -204,3 +204,32 @@ fn of_two_processes_as_one_node_one_is_kept_out_and_the_other_ends_when_its_plac
     support::put_at_last(&mut client, b"key", b"yet another");
     assert_eq!(client.get(b"key").unwrap().unwrap().0, b"yet another");
 }
+
+#[test]
+fn an_older_copy_of_a_directory_ends_its_node_and_loses_nothing() {
+    let _alone = alone();
+    let mut fleet = Fleet::start(Plan::new(1, 3, "system = \"majority\""));
+    let mut client = fleet.client(1);
+    support::put_at_last(&mut client, b"key", b"before");
+    let owner = fleet.owner_of("key").expect("somebody owns it");
+    let (victim, other) = ((owner + 1) % 3, (owner + 2) % 3);
+    fleet.kill([victim]);
+    fleet.copy_disk(victim);
+    fleet.start_node(victim);
+    fleet.wait_for_votes(fleet.all());
+    // It is one of the two that decide.
+    fleet.kill([other]);
+    support::put_at_last(&mut client, b"key", b"after");
+    fleet.start_node(other);
+    fleet.wait_for_votes(fleet.all());
+    fleet.kill([victim]);
+    fleet.put_copy_back(victim);
+    fleet.start_node(victim);
+    let (code, said) = fleet.ended(victim);
+    assert!(code == Some(9) && said.contains("this data directory is an older copy"), "{code:?}: {said}");
+    assert_eq!(client.get(b"key").unwrap().unwrap().0, b"after");
+    // With an empty directory it is named anew.
+    fleet.lose_disk(victim);
+    fleet.start_node(victim);
+    fleet.wait_for_votes(fleet.all());
+}

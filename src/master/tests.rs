@@ -115,14 +115,19 @@ fn register_now(at: &str, id: &str, port: u16) -> Result<Registration, MasterErr
 fn whoever_comes_early_waits_and_is_told_for_whom() {
     let master = Running::start(options(2, None));
     let at = master.at();
+    let (told, hears) = std::sync::mpsc::channel();
     let early = thread::spawn({
         let at = at.clone();
         move || {
             let mut heard = Vec::new();
-            let fetched = fetch(&at, LONG, &mut |text| heard.push(text.to_owned()));
+            let fetched = fetch(&at, LONG, &mut |text| {
+                heard.push(text.to_owned());
+                let _ = told.send(());
+            });
             (fetched, heard)
         }
     });
+    hears.recv().expect("whoever comes early is told at once");
     let ports = [free_port(), free_port()];
     let first = Replica::start(&at, "2.1", ports[0]);
     first.hear("waiting for 1 of 2: have 2.1");

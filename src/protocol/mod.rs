@@ -12,7 +12,7 @@
 //! 2. hands each of `replies` to whoever `to` names;
 //! 3. puts each of `sends` on the link to its peer, in order, but **only after record `after` is durable**, and a frame
 //!    that waits holds back those behind it on the same link;
-//! 4. drops all links if `reset` says so, and ends the node if it is `displaced`.
+//! 4. drops all links if `reset` says so, and ends the node if it is `displaced` or `damaged`.
 //!
 //! A link is a connection to the same shard of a peer: frames arrive in order, whole and once, or the link goes down and
 //! everything unsent is dropped. [`Protocol::on_link_up`] and [`Protocol::on_link_down`] say so.
@@ -167,6 +167,8 @@ pub struct Outputs {
     pub reset: bool,
     /// This node is no member any more, and why: it must end.
     pub displaced: Option<String>,
+    /// What this node keeps is less than what others have seen of it, and how that shows: it must end.
+    pub damaged: Option<String>,
 }
 
 impl Outputs {

@@ -339,6 +339,11 @@ impl<P: Protocol> Core<P> {
         if let Some(why) = self.out.displaced.take() {
             self.node.fail(Failure::Refused(why));
         }
+        if let Some(why) = self.out.damaged.take() {
+            let log = self.node.logs.get(usize::from(self.shard.0));
+            let place = log.map_or_else(|| "nothing is kept".to_owned(), |log| log.directory.display().to_string());
+            self.node.fail(Failure::Damaged(format!("{place}: {why}")));
+        }
         while std::mem::take(&mut self.out.reset) {
             // Their readers find the end of the stream.
             for peer in (0..self.node.cluster.nodes.len()).map(|node| NodeIndex(node as u8)) {

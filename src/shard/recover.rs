@@ -76,10 +76,17 @@ fn restore<P: Protocol>(node: &Node, spec: &LogSpec, protocol: &mut P, piece: Pi
             spec.directory.display()
         ))
     };
+    // The checksum of a checkpoint stands at its end, and is not reached before its frames are taken.
+    let unread = |error: &dyn std::fmt::Display| {
+        Failure::Damaged(format!(
+            "{}: a frame of the newest checkpoint is not taken: {error}. The checkpoint is damaged, or another build wrote it. \
+             Nothing was changed. Run that build, bring the file back from a copy, or give this node an empty data directory: \
+             it then comes back as one that has lost its disk (see docs/operations.md)",
+            spec.directory.display()
+        ))
+    };
     match piece {
-        Piece::Restore(frame) => {
-            protocol.on_restore(node.now(), &frame).map_err(|error| refused("a frame of the checkpoint", &error))
-        }
+        Piece::Restore(frame) => protocol.on_restore(node.now(), &frame).map_err(|error| unread(&error)),
         Piece::Restored(RecordId(record)) => {
             protocol.end_restore(node.now(), RecordId(record));
             Ok(())

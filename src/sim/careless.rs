@@ -228,7 +228,7 @@ impl World {
         let keys = self.plan.keys();
         let random = &mut self.hostile.random;
         let last = self.hostile.list[who].last_id;
-        let odd = [1, 2, 100, u64::from(u32::MAX), 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
+        let odd = [0, 1, 100, u64::from(u32::MAX), 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
         let id = match random.below(16) {
             place @ 0..8 => odd[place as usize],
             8 | 9 => last.wrapping_sub(random.range(1, 3)),
@@ -250,7 +250,7 @@ impl World {
     fn rising_ids(&mut self, who: usize) -> Checked {
         let random = &mut self.hostile.random;
         let key = own_key(who, random.below(SMALL_KEYS));
-        let mut id = 1 + random.below(3);
+        let mut id = random.below(3);
         for _ in 0..random.range(2, 6) {
             let act = self.odd_act();
             let operation = self.begin_hostile_operation(who, id, key, act, 16);
@@ -356,7 +356,11 @@ impl World {
         let body: Vec<u8> = (0..random.below(100)).map(|_| random.any() as u8).collect();
         let frame = match random.below(5) {
             0 => body,
-            1 => wire::frame(*random.pick(&kinds), 7, 9, &body).to_vec(),
+            1 => {
+                let kind = *random.pick(&kinds);
+                let bytes = body.len().min(kind.body_bytes_max());
+                wire::frame(kind, 7, 9, &body[..bytes]).to_vec()
+            }
             2 => wire::frame(Kind::Request, 7, 0, &body).to_vec(),
             3 => {
                 let mut frame = wire::frame(Kind::Request, 0, 0, &body).to_vec();

@@ -123,7 +123,11 @@ impl Recovery {
     pub(crate) fn begin(spec: &LogSpec, files: Arc<dyn Files>) -> Result<Self, Failure> {
         let Listed { segments, mut checkpoints, unfinished: mut superfluous } = list(&*files, &spec.directory)?;
         let checkpoint = checkpoints.pop();
-        superfluous.extend(checkpoints.into_iter().map(|older| older.path));
+        for older in checkpoints {
+            // Only a checkpoint of this log is removed.
+            CheckpointReader::open(&older, spec.name)?;
+            superfluous.push(older.path);
+        }
         if segments.is_empty() {
             let problem = "no segment of the log is there, though this node has run on this data directory before";
             return Err(damaged(&spec.directory, 0, problem));

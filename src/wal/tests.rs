@@ -341,6 +341,11 @@ fn what_no_log_of_this_name_has_written_is_never_taken_for_a_free_segment() {
     theirs[4] = 1;
     damaged(&theirs, "has format 1");
     fs::remove_file(&foreign).unwrap();
+    let (checkpoint, junk) = (hand.checkpoint(8, 8, &[]), CheckpointFile::path(hand.directory.path(), RecordId(2)));
+    fs::write(&junk, vec![7; 500]).unwrap();
+    assert!(matches!(hand.read(), Err(Failure::Damaged(said)) if said.contains(junk.to_str().unwrap())));
+    assert!(junk.exists());
+    [junk, checkpoint].iter().for_each(|path| fs::remove_file(path).unwrap());
     let names = ["segment-01", "segment-+1", "segment-4294967295", "checkpoint-1", "notes.new", "segment-1.bak"];
     for name in names {
         let path = hand.directory.path().join(name);

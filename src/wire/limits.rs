@@ -27,7 +27,7 @@ impl Kind {
             Self::AcceptBatch => BATCH_BYTES_MAX + COMMAND_BYTES_MAX + 8 * WITHDRAWN_MAX + 128,
             // The head, and 16 bytes for each refusal.
             Self::Ack | Self::Resume | Self::StreamPlace => 16 * ENTRIES_OPEN_MAX + 64,
-            Self::Skip | Self::CatchUpDone | Self::ListRequest | Self::MergeRequest => 64,
+            Self::Skip | Self::CatchUpDone | Self::ListRequest | Self::MergeRequest | Self::Older => 64,
             Self::Prepare | Self::Reject | Self::Handover | Self::StateRequest | Self::Confirm => KEYED_ROWS,
             // 16 bytes for each object of a Confirm, which has a longer row for it.
             Self::ConfirmReply => KEYED_ROWS,

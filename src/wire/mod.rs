@@ -114,6 +114,8 @@ pub enum Kind {
     Probe = 39,
     /// The answer to Probe, with the objects that the receiver knows.
     ProbeReply = 40,
+    /// The receiver came back with less than it had acked.
+    Older = 41,
     /// In logs: what a node knows of the configuration.
     Membership = 48,
     /// In checkpoints: a place in a stream.
@@ -166,6 +168,7 @@ impl Kind {
             38 => Self::Merge,
             39 => Self::Probe,
             40 => Self::ProbeReply,
+            41 => Self::Older,
             48 => Self::Membership,
             49 => Self::StreamPlace,
             50 => Self::Kept,
@@ -365,7 +368,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 37] = [
+    const KINDS: [Kind; 38] = [
         Kind::PeerHello,
         Kind::PeerWelcome,
         Kind::Refused,
@@ -394,6 +397,7 @@ mod tests {
         Kind::Merge,
         Kind::Probe,
         Kind::ProbeReply,
+        Kind::Older,
         Kind::Membership,
         Kind::StreamPlace,
         Kind::Kept,

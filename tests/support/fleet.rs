@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
@@ -171,6 +171,20 @@ impl Fleet {
     pub fn lose_disk(&self, place: usize) {
         assert!(self.nodes[place].is_none(), "{} runs", self.ids[place]);
         fs::remove_dir_all(self.path(&self.ids[place].to_string())).unwrap();
+    }
+
+    /// Copies what a node that is down has kept to somewhere else.
+    pub fn copy_disk(&self, place: usize) {
+        assert!(self.nodes[place].is_none(), "{} runs", self.ids[place]);
+        let id = self.ids[place].to_string();
+        copy_directory(&self.path(&id), &self.path(&format!("{id}-copy")));
+    }
+
+    /// Puts the copy in place of what a node that is down has kept.
+    pub fn put_copy_back(&self, place: usize) {
+        self.lose_disk(place);
+        let id = self.ids[place].to_string();
+        fs::rename(self.path(&format!("{id}-copy")), self.path(&id)).unwrap();
     }
 
     /// Whether a node has a checkpoint: its log has rolled.
@@ -385,6 +399,18 @@ impl Drop for Fleet {
             && let Some(directory) = self.directory.take()
         {
             eprintln!("logs and data of the nodes are kept in {}", directory.keep().display());
+        }
+    }
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_directory(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
         }
     }
 }

@@ -4,6 +4,7 @@
 //! | what | bound | how a node keeps to it |
 //! |---|---|---|
 //! | rounds | below [`ROUND_MAX`] | it begins no candidacy above |
+//! | configuration versions | below [`VERSION_MAX`] | it proposes none above |
 //! | slots | below [`NUMBER_MAX`] | an owner has no free slot above |
 //! | versions of objects | at most what is executed | a slot raises one by 1 |
 //! | numbers in streams | below [`NUMBER_MAX`] | they are counted one by one |
@@ -27,6 +28,8 @@ use crate::{
 
 /// Slots, and numbers in streams, are below: counting on from one does not overflow.
 pub const NUMBER_MAX: u64 = 1 << 60;
+/// Configuration versions are below: counting on from one does not overflow.
+pub const VERSION_MAX: u32 = 1 << 30;
 /// Rounds are below: at a steal per microsecond that is four years of one object.
 pub const ROUND_MAX: u64 = 1 << 47;
 

@@ -57,6 +57,8 @@ pub(super) struct Link {
     pub(super) told: bool,
     /// On this connection the peer has said that it has no vote.
     pub(super) learner: bool,
+    /// On this connection the peer has shown that it lost what it had acked.
+    disowned: bool,
     connection: u64,
     down_since: Micros,
     /// It was suspected, and has not been well for long since.
@@ -101,6 +103,7 @@ impl Link {
             stranger: false,
             told: false,
             learner: false,
+            disowned: false,
             connection: 0,
             down_since: now,
             distrusted: false,
@@ -160,6 +163,15 @@ impl Link {
         (self.stranger, self.told) = (true, false);
     }
 
+    /// The peer has lost what it had acked: nothing that it says on this connection counts, and nobody waits for it.
+    pub(super) fn disown(&mut self) {
+        (self.disowned, self.learner) = (true, true);
+    }
+
+    pub(super) fn is_disowned(&self) -> bool {
+        self.disowned
+    }
+
     /// What frames belong to from now on. Numbers of streams begin anew.
     pub(super) fn set_version(&mut self, version: u32) {
         if self.version != version {
@@ -169,7 +181,7 @@ impl Link {
 
     pub(super) fn come_up(&mut self, now: Micros) {
         self.up = true;
-        (self.stranger, self.told, self.learner) = (false, false, false);
+        (self.stranger, self.told, self.learner, self.disowned) = (false, false, false, false);
         self.connection += 1;
         (self.heard_at, self.echoed_at) = (now, now);
         self.heartbeat = None;
@@ -182,7 +194,7 @@ impl Link {
         if self.up {
             self.down_since = now;
         }
-        (self.up, self.stranger, self.learner) = (false, false, false);
+        (self.up, self.stranger, self.learner, self.disowned) = (false, false, false, false);
         self.forget_position();
     }
 

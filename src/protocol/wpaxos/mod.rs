@@ -24,6 +24,7 @@
 //! | `merge` | what a newcomer learns before it votes |
 //! | `state` | which states are the same |
 //! | `view` | what people ask about objects |
+//! | `evidence` | what peers know of an earlier self that had more |
 //! | `obligations` | what a frame that leaves rests on |
 
 mod ballot;
@@ -32,6 +33,7 @@ mod catchup;
 mod checkpoint;
 mod config;
 mod converge;
+mod evidence;
 #[cfg(feature = "sim")]
 pub mod forge;
 mod forward;
@@ -164,6 +166,7 @@ counters! {
     skips: "Receivers that this node's stream no longer reached back for.",
     taken_from_silent: "Objects of silent owners taken into phase 1 though nobody had asked for them.",
     orphans: "Objects of ended streams taken into phase 1.",
+    older_copies: "Connections of members that had lost what they had acked.",
     surveys: "Surveys of peers that had got further in ended streams.",
 }
 
@@ -389,6 +392,7 @@ impl WPaxos {
             Kind::List => self.on_list(now, from, frame),
             Kind::MergeRequest => self.on_merge_request(from, frame, out),
             Kind::Merge => self.on_merge(now, from, frame, out),
+            Kind::Older => self.on_older(from, frame, out),
             _ => Err(self.refuse(frame, "peers do not send this kind")),
         }
     }
@@ -453,6 +457,8 @@ impl Protocol for WPaxos {
                 self.vouched(now, peer, out);
                 Ok(())
             }
+            // It has lost what it promised: nothing that it says counts.
+            _ if link.is_disowned() => Ok(()),
             // A stranger, or what is left of a connection that has ended with its version.
             _ if !link.is_up() => Ok(()),
             // Whoever is behind adopts, and then makes a new connection.

@@ -26,6 +26,9 @@ use crate::{
 /// Slots that can be open at once: far more than the bound on what is uncommitted allows.
 const SLOTS_OPEN_MAX: u64 = 1 << 20;
 
+/// Of these, slots that nobody reports, each of which costs a no-op with the object's key: an owner has far fewer open at once.
+const GAPS_MAX: u64 = 4096;
+
 /// How many entries of this node's stream may be open once it leads one object more: the rest is for what it leads already.
 const ENTRIES_LED_MAX: u64 = ENTRIES_OPEN_MAX as u64 / 4 * 3;
 const _: () = assert!(SLOTS_OPEN_MAX < ENTRIES_LED_MAX);
@@ -259,7 +262,9 @@ impl WPaxos {
         let applied = self.objects[object].applied;
         let highest = preparing.reported.keys().next_back().copied().unwrap_or(0).max(applied);
         let open = self.stream.last_seq() - self.stream.committed + (highest - applied);
-        if highest - applied > SLOTS_OPEN_MAX || open > ENTRIES_LED_MAX {
+        // Half open, for `(applied + 1)..=highest` is a panic where nothing is reported.
+        let gaps = highest - applied - preparing.reported.range(applied + 1..highest + 1).count() as u64;
+        if highest - applied > SLOTS_OPEN_MAX || gaps > GAPS_MAX || open > ENTRIES_LED_MAX {
             // Somebody reports a slot that cannot be, or nothing is committed any more: better no owner than endless no-ops.
             self.orphaned_requests.extend(preparing.waiting);
             return;

@@ -24,6 +24,7 @@ use zerocopy::{IntoBytes, little_endian::U64};
 
 use super::{
     Inbound, Mutant, ObjectIndex, OwnStream, WPaxos,
+    bounds::VERSION_MAX,
     merge::Merge,
     message::{ConfigurationHead, MembershipBody, ROUND_MAX, Reader, ReconfigureHead, StreamId},
     object::Source,
@@ -100,6 +101,10 @@ pub(super) struct Versions {
     named: Incarnations,
     first: Incarnations,
     standing: Standing,
+    /// This node has lost what it had promised, and is about to end.
+    denied: bool,
+    /// Peers that have more of this node's streams than it has sent.
+    contradicted: NodeSet,
     /// Acceptor of the next version.
     promised: u64,
     accepted: Option<(u64, Incarnations)>,
@@ -124,6 +129,8 @@ impl Versions {
             named: vec![0; nodes],
             first: founded.cloned().unwrap_or_else(|| vec![0; nodes]),
             standing: if alone || founded.is_some() { Standing::Voter } else { Standing::Newcomer },
+            denied: false,
+            contradicted: NodeSet::EMPTY,
             promised: 0,
             accepted: None,
             met: NodeSet::EMPTY,
@@ -159,7 +166,18 @@ impl Versions {
     }
 
     pub(super) fn is_voter(&self) -> bool {
-        self.standing == Standing::Voter
+        self.standing == Standing::Voter && !self.denied
+    }
+
+    /// A peer has more of this node's streams than it has sent: whether so many have that they are believed.
+    pub(super) fn contradict(&mut self, peer: NodeIndex) -> bool {
+        self.contradicted.insert(peer);
+        self.contradicted.len() >= 2
+    }
+
+    /// Whatever this node may be, it votes no more.
+    pub(super) fn deny_vote(&mut self) {
+        self.denied = true;
     }
 
     pub(super) fn is_learner(&self) -> bool {
@@ -411,8 +429,8 @@ impl WPaxos {
         reader.zero(head.reserved)?;
         let named = take_incarnations(&mut reader, self.config.nodes.len())?;
         let version = head.version.get();
-        if version == 0 || !reader.is_empty() {
-            return Err(reader.wrong("it is no configuration"));
+        if version == 0 || version >= VERSION_MAX || !reader.is_empty() {
+            return Err(reader.wrong("it is no configuration, or its version is out of range"));
         }
         match version.cmp(&self.config.version) {
             std::cmp::Ordering::Greater => self.adopt(now, version, named, out),
@@ -433,7 +451,7 @@ impl WPaxos {
         let named = versions.named[self.config.me.index()] == self.config.incarnation;
         let late = versions.standing == Standing::Newcomer && versions.version > 1;
         let next = (versions.round.max(versions.promised >> 16) >> INCARNATION_BITS) + 1;
-        let too_often = next >= ROUND_MAX >> INCARNATION_BITS;
+        let too_often = next >= ROUND_MAX >> INCARNATION_BITS || versions.version + 1 >= VERSION_MAX;
         if !(versions.refused || late) || named || now < versions.attempt_at || too_often {
             return;
         }
@@ -507,6 +525,9 @@ impl WPaxos {
         };
         if head.ballot.get() >> 16 == 0 || head.ballot.get() >= ROUND_MAX << 16 || !reader.is_empty() {
             return Err(reader.wrong("its ballot is out of range"));
+        }
+        if head.version.get() >= VERSION_MAX {
+            return Err(reader.wrong("its version is out of range"));
         }
         if head.version.get() != self.config.version + 1 {
             if head.version.get() <= self.config.version {

@@ -107,7 +107,8 @@ impl<P: Protocol> Core<P> {
         let Some(connection) = self.clients.connection(client) else { return Ok(Reading::On) };
         let connection = Rc::clone(connection);
         connection.receiving_bytes.set(receiver.held_bytes());
-        if left < portion || whole {
+        // A frame has its time from its first byte on, however many come one by one.
+        if left < portion || !receiver.is_partial() {
             connection.unfinished_since.set(None);
         }
         let reading = self.reading(client, &connection, whole);
@@ -196,22 +197,29 @@ impl<P: Protocol> Core<P> {
         let mut ahead = SmallVec::<[_; 4]>::new();
         while *left > 0 {
             // What is malformed ends the connection when its turn comes.
-            ahead.extend(requests.by_ref().take(FORESEEN_MAX.min(*left)));
+            while ahead.len() < FORESEEN_MAX.min(*left)
+                && let Some(request) = requests.next()
+            {
+                ahead.push((request, body.len() - requests.bytes_left()));
+            }
             if ahead.len() > 1 {
                 let mut keys =
-                    ahead.iter().filter_map(|request| request.as_ref().ok().map(|(_, command)| command.key()));
+                    ahead.iter().filter_map(|(request, _)| request.as_ref().ok().map(|(_, command)| command.key()));
                 self.protocol.foresee(&mut keys);
             }
             if ahead.is_empty() {
                 break;
             }
-            for request in ahead.drain(..) {
+            for (request, end) in ahead.drain(..) {
                 let (read, command) = request.map_err(Refusal::malformed)?;
+                open.at = end;
                 *left = left.saturating_sub(1 + command.bytes().len() / UNIT_BYTES);
                 self.take_request(now, &source, read, command, shards);
+                if *left == 0 {
+                    return Ok(());
+                }
             }
         }
-        open.at = body.len() - requests.bytes_left();
         Ok(())
     }
 

@@ -130,7 +130,7 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
         return Err(too_long());
     }
     let held = Held::new(Some(Rc::clone(&shard.budget)), 0);
-    let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
+    let (mut first, mut whole, mut received) = (Bytes::new(), BytesMut::new(), 0);
     loop {
         let frame = poll_fn(|context| match Pin::new(&mut body).poll_frame(context) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),
@@ -143,20 +143,21 @@ async fn receive<P: Protocol>(shard: &Shard<P>, watch: &Watch, mut body: Incomin
             // Trailers say nothing here.
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
-        if held.bytes() + data.len() > bytes_max {
+        received += data.len();
+        if received > bytes_max {
             return Err(too_long());
         }
         if shard.budget.is_spent() && !data.is_empty() {
             let text = "clients hold as much memory as they may (flow.client_memory_bytes_max); it has not happened\n";
             return Err(closing(overloaded(text)));
         }
-        held.set(held.bytes() + data.len());
         if first.is_empty() && whole.is_empty() {
             first = data;
         } else {
             whole.extend_from_slice(&std::mem::take(&mut first));
             whole.extend_from_slice(&data);
         }
+        held.set(received.max(whole.capacity()));
     }
     Ok((if whole.is_empty() { first } else { whole.freeze() }, held))
 }

@@ -260,6 +260,38 @@ fn an_object_at_the_last_round_is_taken_no_more_and_poisons_nothing() {
     }
 }
 
+/// One entry without a ballot was taken, put into the log and the checkpoint, and read by nobody.
+#[test]
+fn an_entry_needs_a_ballot_of_its_owner() {
+    let mut bench = Bench::three();
+    for wrong in [Ballot { version: 1, number: 0 }, ballot(1, 1, 1), ballot(ROUND_MAX, 1, 3)] {
+        bench.refuses(2, 1, &batch(2, 1, &[(1, wrong, b"a")]));
+        bench.refuses(2, 1, &batch(2, 1, &[(1, ballot(1, 1, 3), b"a"), (2, wrong, b"b")]));
+    }
+    bench.give(2, 1, &batch(2, 1, &[(1, ballot(1, 1, 3), b"a")]));
+    assert_eq!(bench.nodes[1].accepted(b"k").len(), 1);
+}
+
+/// An entry at a far slot made the object's next owner fill a million slots before it.
+#[test]
+fn a_slot_that_cannot_be_is_not_led_up_to() {
+    let mut bench = Bench::three();
+    bench.give(2, 1, &batch(2, 1, &[(500_000, ballot(1, 1, 3), b"a")]));
+    bench.cut(0, 2);
+    bench.cut(1, 2);
+    bench.pass(200_000);
+    bench.ask(0, 1, Action::Put(b"b"));
+    for _ in 0..200 {
+        bench.pass(100_000);
+        bench.deliver(0, 1);
+        bench.deliver(1, 0);
+    }
+    assert_eq!(bench.counter(0, "noops"), 0);
+    assert_eq!(bench.replies.len(), 1, "{:?}", bench.replies);
+    bench.reborn(0);
+    bench.reborn(1);
+}
+
 #[test]
 fn states_that_no_execution_makes_are_refused() {
     let mut bench = Bench::three();

@@ -413,3 +413,76 @@ fn an_owner_that_installed_a_state_fills_the_slot_above_it() {
     assert_eq!((bench.counter(2, "installed"), bench.counter(2, "noops")), (1, 1));
     assert_eq!((bench.known(1), bench.known(2)), ((3, Some(b"b".to_vec()), 2), (3, Some(b"b".to_vec()), 2)));
 }
+
+/// Three nodes, of which node 0 has written so often, all of it acked.
+fn written(times: u64) -> Bench {
+    let mut bench = Bench::three();
+    for token in 1..=times {
+        bench.ask(0, token, Action::Put(b"a"));
+        bench.settle();
+    }
+    bench
+}
+
+#[test]
+fn a_node_that_came_back_with_less_than_it_had_acked_is_told_and_ends() {
+    let mut bench = written(3);
+    let acked = bench.nodes[0].links[1].acked;
+    // An older copy: the last record of what was acked is not in it.
+    let whole = bench.logs[1].len();
+    bench.restart(1, whole / 2);
+    bench.connect(0, 1);
+    bench.deliver(1, 0);
+    assert_eq!((bench.counter(0, "older_copies"), acked), (1, 3));
+    // A vote of it counts nowhere, and it gives none.
+    bench.nodes[0].depose(bench.now, super::super::ObjectIndex(0));
+    bench.nodes[0].start_phase1(bench.now, super::super::ObjectIndex(0), None);
+    bench.deliver(0, 1);
+    let why = bench.outs[1].damaged.take().expect("it is told");
+    assert!(why.contains("acked 3 entries of node 1.1's stream") && why.contains("an older copy"), "{why}");
+    assert!(!bench.nodes[1].has_vote());
+}
+
+/// Node 0 on a directory of its first boot, of which so many records are left, as both others come to find out.
+fn comes_back_as_first_boot(mut bench: Bench, records: usize) -> String {
+    bench.restart(0, records);
+    bench.configs[0].boot = 1;
+    bench.nodes[0] = recovered(&bench.configs[0], bench.now, &bench.logs[0]);
+    for peer in [1, 2] {
+        assert_eq!(bench.outs[0].damaged, None, "one peer alone is not believed");
+        bench.connect(0, peer);
+        let resume = of_kind(&bench.take(peer, 0), Kind::Resume).remove(0);
+        let (now, out) = (bench.now, &mut bench.outs[0]);
+        let refused = bench.nodes[0].on_frame(now, NodeIndex(peer as u8), &resume, out).unwrap_err();
+        assert!(refused.to_string().contains("more of this node's streams than this node has sent"), "{refused}");
+    }
+    assert!(!bench.nodes[0].has_vote());
+    bench.outs[0].damaged.take().expect("it finds out")
+}
+
+#[test]
+fn a_node_whose_later_boot_was_met_ends() {
+    let mut bench = written(1);
+    bench.restart_whole(0);
+    bench.connect_all(0);
+    bench.settle();
+    bench.wait_long();
+    bench.ask(0, 2, Action::Put(b"b"));
+    bench.settle();
+    let why = comes_back_as_first_boot(bench, 1);
+    assert!(why.contains("of boot 2 of this node, which is in boot 1") && why.contains("an older copy"), "{why}");
+    // The boot that it copies is the same one: its stream's numbers would be used again.
+    let why = comes_back_as_first_boot(written(2), 1);
+    assert!(why.contains("entries up to 2 of boot 1 of this node, which is in boot 1 and has sent 0"), "{why}");
+}
+
+#[test]
+fn a_node_that_comes_back_with_all_that_it_had_is_believed() {
+    let mut bench = written(3);
+    for node in [1, 0, 2] {
+        bench.restart_whole(node);
+        bench.connect_all(node);
+        bench.settle();
+        assert!((0..3).all(|node| bench.outs[node].damaged.is_none() && bench.counter(node, "older_copies") == 0));
+    }
+}
