@@ -80,6 +80,8 @@ mutants! {
     ResumeOneLate, "resume-one-late", "A stream is resumed one entry too late, and nobody notices.";
     TrimUnannounced, "trim-unannounced", "The stream forgets frames, and exceptions, above the announced watermark.";
     StreamNeverTrimmed, "stream-never-trimmed", "The stream keeps all its frames.";
+    UnackedUnbounded, "unacked-unbounded", "A member is sent the stream however much of it it has not acknowledged.";
+    LogNeverFull, "log-never-full", "A node takes writes however much waits for its disk.";
     StreamNumbersReused, "stream-numbers-reused", "A stream keeps its name over a restart, its numbers begin anew.";
     OldStreamCounted, "old-stream-counted", "What a receiver says of an earlier boot's stream counts for this one.";
 
@@ -117,6 +119,14 @@ mutants! {
     RestartForgetsPromises, "restart-forgets-promises", "A restart keeps what was accepted, and forgets what was promised.";
     RestartForgetsRefusals, "restart-forgets-refusals", "A restart forgets what was refused.";
     RestartKeepsLead, "restart-keeps-lead", "An owner goes on at its old ballot after a restart.";
+
+    // The log.
+    DurableBeforeWritten, "durable-before-written", "A record counts as durable as soon as its write has begun.";
+    CheckpointUnawaited, "checkpoint-unawaited", "A checkpoint is whole before the records that it may show are durable.";
+    CheckpointUnsynced, "checkpoint-unsynced", "A checkpoint gets its name before its bytes are durable.";
+    CheckpointNameUnsynced, "checkpoint-name-unsynced", "A checkpoint frees the log before its name is durable.";
+    SegmentsFreedEarly, "segments-freed-early", "Segments are used again before the checkpoint that frees them is durable.";
+    UsesCountedAnew, "uses-counted-anew", "Uses of segments have the numbers of an earlier boot.";
 
     // Requests.
     RetryExecutedTwice, "retry-executed-twice", "A command is executed as often as it is decided.";

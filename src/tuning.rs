@@ -91,6 +91,9 @@ pub struct Flow {
     pub stream_inflight_bytes_max: usize,
     /// Committed bytes of a stream that are kept for nodes that lag; those further behind get object state.
     pub stream_retain_bytes: usize,
+    /// Bytes of a stream that one member was sent and has not acknowledged at which it is sent no more until it has: it waits,
+    /// and is left behind once the stream is kept for it no longer.
+    pub stream_unacked_bytes_max: usize,
     /// Unsent bytes in the queue of one link at which its stream pauses.
     pub link_queue_bytes_max: usize,
     /// Native client connections of one node; further ones are refused with a reason.
@@ -110,6 +113,7 @@ impl Default for Flow {
             requests_max: 65_536,
             stream_inflight_bytes_max: 16_777_216,
             stream_retain_bytes: 67_108_864,
+            stream_unacked_bytes_max: 16_777_216,
             link_queue_bytes_max: 8_388_608,
             client_connections_max: 4096,
             client_memory_bytes_max: 268_435_456,
@@ -246,6 +250,8 @@ pub struct LogTuning {
     /// A checkpoint is written when the log has grown by so many bytes since the last one, or by the last one's size if
     /// that is more.
     pub checkpoint_log_bytes: u64,
+    /// Bytes of records that wait for the disk at which a shard takes no further writes, and reads its peers no further.
+    pub pending_bytes_max: usize,
 }
 
 impl Default for LogTuning {
@@ -255,6 +261,7 @@ impl Default for LogTuning {
             group_bytes_max: 1 << 20,
             sync_interval_us: 100_000,
             checkpoint_log_bytes: 64 << 20,
+            pending_bytes_max: 64 << 20,
         }
     }
 }

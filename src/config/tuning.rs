@@ -100,7 +100,7 @@ impl Tuning {
         }
     }
 
-    fn batch_and_flow_bounds(&self) -> [Bounds; 14] {
+    fn batch_and_flow_bounds(&self) -> [Bounds; 15] {
         let (batch, flow) = (&self.batch, &self.flow);
         [
             ("batch.linger_us", batch.linger_us, 0, 1_000_000),
@@ -112,6 +112,7 @@ impl Tuning {
             ("flow.requests_max", flow.requests_max as u64, 1, 1 << 32),
             ("flow.stream_inflight_bytes_max", flow.stream_inflight_bytes_max as u64, 1024, INFLIGHT_BYTES_MAX),
             ("flow.stream_retain_bytes", flow.stream_retain_bytes as u64, 0, MEMORY_BYTES_MAX),
+            ("flow.stream_unacked_bytes_max", flow.stream_unacked_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
             ("flow.link_queue_bytes_max", flow.link_queue_bytes_max as u64, 1024, MEMORY_BYTES_MAX),
             ("flow.client_connections_max", flow.client_connections_max as u64, 1, 1 << 20),
             ("flow.client_memory_bytes_max", flow.client_memory_bytes_max as u64, 16 << 20, MEMORY_BYTES_MAX),
@@ -157,17 +158,18 @@ impl Tuning {
         ]
     }
 
-    fn log_bounds(&self) -> [Bounds; 4] {
+    fn log_bounds(&self) -> [Bounds; 5] {
         let log = &self.log;
         [
             ("log.segment_bytes", log.segment_bytes as u64, 65_536, 1 << 30),
             ("log.group_bytes_max", log.group_bytes_max as u64, 4096, 64 << 20),
             ("log.sync_interval_us", log.sync_interval_us, 1000, 60_000_000),
             ("log.checkpoint_log_bytes", log.checkpoint_log_bytes, 65_536, MEMORY_BYTES_MAX),
+            ("log.pending_bytes_max", log.pending_bytes_max as u64, 65_536, MEMORY_BYTES_MAX),
         ]
     }
 
-    fn relations(&self) -> [AtMost; 13] {
+    fn relations(&self) -> [AtMost; 15] {
         let log = &self.log;
         let (batch, flow, timers) = (&self.batch, &self.flow, &self.timers);
         let timeout = ("timers.request_timeout_us", timers.request_timeout_us);
@@ -181,6 +183,13 @@ impl Tuning {
             (1, queue, memory),
             (1, ("batch.bytes_max", batch.bytes_max as u64), inflight),
             (1, ("batch.bytes_max", batch.bytes_max as u64), link),
+            (
+                1,
+                ("batch.bytes_max", batch.bytes_max as u64),
+                ("flow.stream_unacked_bytes_max", flow.stream_unacked_bytes_max as u64),
+            ),
+            // What its own stream has under way must not by itself be too much for a node's log.
+            (1, inflight, ("log.pending_bytes_max", log.pending_bytes_max as u64)),
             (1, ("batch.learner_bytes", batch.learner_bytes as u64), link),
             // A healthy peer must have had a second chance to be heard.
             (2, ("timers.heartbeat_us", timers.heartbeat_us), ("timers.suspect_silent_us", timers.suspect_silent_us)),

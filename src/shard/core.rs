@@ -11,7 +11,7 @@ use super::{
     counters::Counters,
     hello::{Code, Refusal},
     links::Links,
-    log::{CheckpointPart, Log},
+    log::Log,
     mailbox::LentAnswer,
     node::Node,
     receive::Receiver,
@@ -27,11 +27,13 @@ use crate::{
     wire::{Frame, Kind},
 };
 
+mod disk;
 mod requests;
 #[cfg(test)]
 mod tests;
 mod web;
 
+use disk::LogWatch;
 pub(super) use requests::Unread;
 pub(super) use web::Asked;
 
@@ -44,8 +46,6 @@ const STRANGER_PATIENCE_US: u64 = 100_000;
 const TAKEN_SUSPICIONS: u64 = 10;
 /// Bytes of values at which answers are routed before the turn's end, so that the bounds of their clients hold.
 const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a checkpoint that a turn makes: what it may hold up everything else by.
-const CHECKPOINT_BYTES_MAX: usize = 64 << 10;
 
 /// A shard: its protocol, its connections and what is under way between them.
 pub(super) struct Core<P> {
@@ -58,6 +58,7 @@ pub(super) struct Core<P> {
     appended: RecordId,
     /// What the protocol knows to be durable.
     durable: RecordId,
+    watch: LogWatch,
     /// The checkpoint that the log is being given, and where in the objects it goes on.
     checkpoint: Option<u64>,
     links: Links,
@@ -130,6 +131,7 @@ impl<P: Protocol> Core<P> {
             out: Outputs::new(cluster.nodes.len()),
             appended: log.durable(),
             durable: log.durable(),
+            watch: LogWatch::default(),
             checkpoint: None,
             log,
             links: Links::new(node.index, delay_us, flow.link_queue_bytes_max),
@@ -183,7 +185,11 @@ impl<P: Protocol> Core<P> {
     /// How full the bounded places are.
     #[cfg(feature = "sim")]
     pub(super) fn fill(&mut self) -> super::Fill {
-        super::Fill { link_queue_bytes: self.links.fullest_bytes(), client_queue_bytes: self.clients.queue_bytes() }
+        super::Fill {
+            link_queue_bytes: self.links.fullest_bytes(),
+            client_queue_bytes: self.clients.queue_bytes(),
+            log_pending_bytes: self.log.pending_bytes(),
+        }
     }
 
     // ---- connections ---------------------------------------------------------------------------------------------
@@ -264,6 +270,8 @@ impl<P: Protocol> Core<P> {
 
     /// Bytes came from a peer: its whole frames go to the protocol.
     ///
+    /// True if it has to be read no further until the log has caught up.
+    ///
     /// # Errors
     /// Why the link has to be closed.
     pub(super) fn on_link_bytes(
@@ -272,20 +280,20 @@ impl<P: Protocol> Core<P> {
         serial: u64,
         bytes: usize,
         receiver: &mut Receiver,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let now = self.node.now();
-        self.counters.link_receives += 1;
+        self.counters.link_receives += u64::from(bytes > 0);
         self.counters.link_bytes_received += bytes as u64;
         while let Some(frame) = receiver.next_frame().map_err(Refusal::malformed)? {
             if !self.links.is(peer, serial) {
-                return Ok(());
+                return Ok(false);
             }
             self.counters.link_frames_received += 1;
             if !self.links.fault(peer).deaf {
                 self.on_link_frame(now, peer, &frame)?;
             }
         }
-        Ok(())
+        Ok(self.pauses_link(peer))
     }
 
     fn on_link_frame(&mut self, now: Micros, peer: NodeIndex, frame: &Frame) -> Result<(), Refusal> {
@@ -396,6 +404,7 @@ impl<P: Protocol> Core<P> {
     fn settle(&mut self, now: Micros) {
         loop {
             self.links.room(&mut self.out.room);
+            self.out.room[self.node.index.index()] = self.log_room();
             self.counters.flushes += 1;
             self.protocol.flush(now, &mut self.out);
             self.appended = self.out.records.last().map_or(self.appended, |record| record.id);
@@ -411,31 +420,6 @@ impl<P: Protocol> Core<P> {
         self.route_replies();
     }
 
-    /// Gives the log a part of a checkpoint, if it takes one: everything handed out so far has been appended.
-    fn write_checkpoint(&mut self, now: Micros) {
-        let room = self.log.checkpoint_room();
-        if room == 0 {
-            return;
-        }
-        let Some(cursor) = self.checkpoint else {
-            let mut frames = Vec::new();
-            self.protocol.begin_checkpoint(&mut frames);
-            self.log.checkpoint(CheckpointPart::Begin(self.appended, frames));
-            self.checkpoint = Some(0);
-            return;
-        };
-        let (frame, next) = self.protocol.checkpoint_objects(cursor, room.min(CHECKPOINT_BYTES_MAX));
-        if !frame.is_empty() {
-            self.log.checkpoint(CheckpointPart::Objects(frame));
-        }
-        if next.is_none() {
-            // The protocol may have something to say that makes the end of it.
-            self.settle(now);
-            self.log.checkpoint(CheckpointPart::End(self.appended));
-        }
-        self.checkpoint = next;
-    }
-
     /// Tells the protocol and the links how far the log is; false if that is nothing new.
     fn learn_durable(&mut self, now: Micros) -> bool {
         let durable = self.log.durable();
@@ -443,6 +427,7 @@ impl<P: Protocol> Core<P> {
             return false;
         }
         self.durable = durable;
+        self.log_moved(now);
         self.links.release_durable(now, durable, &mut self.counters);
         self.protocol.on_durable(now, durable, &mut self.out);
         true
@@ -490,6 +475,7 @@ impl<P: Protocol> Core<P> {
         self.next_tick = now.plus(IDLE_TICK_US);
         self.protocol.on_tick(now, &mut self.out);
         self.note_membership();
+        self.watch_log(now);
         self.sweep_clients(now);
         let over = |stranger: &Stranger| !stranger.remains() || now.since(stranger.since) >= HELLO_TIMEOUT_US;
         while self.strangers.front().is_some_and(over) {

@@ -14,6 +14,8 @@ pub(crate) struct Fill {
     pub(crate) link_queue_bytes: usize,
     /// Bytes in the queues of all clients.
     pub(crate) client_queue_bytes: usize,
+    /// Bytes of records that wait for the disk.
+    pub(crate) log_pending_bytes: usize,
 }
 
 impl<P: Protocol> Shard<P> {

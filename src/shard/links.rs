@@ -23,6 +23,8 @@ struct Link {
     /// Frames that wait for the log, with the records that they wait for, and frames behind them.
     undurable: VecDeque<(RecordId, Bytes)>,
     undurable_bytes: usize,
+    /// Its reader waits until the log has caught up.
+    paused: bool,
     /// Nothing is sent on it any more: an injected fault has cut it. It ends with the fault.
     mute: bool,
     /// Tells this connection from earlier and later ones of the same peer.
@@ -51,6 +53,8 @@ pub(super) struct Links {
     tap: Option<Vec<(NodeIndex, Bytes)>>,
 }
 
+/// A link is closed when more bytes than these wait for the log, and one more frame comes.
+const UNDURABLE_BYTES_MAX: usize = 64 << 20;
 /// A link whose frames are held back holds at most this many bytes: its pipe is full then.
 const HELD_BYTES_MAX: usize = 256 << 20;
 
@@ -83,6 +87,7 @@ impl Links {
             queue: FrameQueue::default(),
             undurable: VecDeque::new(),
             undurable_bytes: 0,
+            paused: false,
             mute: false,
             serial: self.last_serial,
         });
@@ -122,10 +127,30 @@ impl Links {
             return;
         };
         if send.after > durable || !link.undurable.is_empty() {
+            if link.undurable_bytes > UNDURABLE_BYTES_MAX {
+                // Answers to what a slow disk has not taken: the peer starts over when it has.
+                link.connection.close();
+                return self.silence(send.to);
+            }
             link.undurable_bytes += send.frame.len();
             link.undurable.push_back((send.after, send.frame));
         } else {
             self.queue(now, send.to, send.frame, counters);
+        }
+    }
+
+    /// The reader of a link waits for the log.
+    pub(super) fn pause(&mut self, peer: NodeIndex) {
+        if let Some(link) = &mut self.peers[peer.index()] {
+            link.paused = true;
+        }
+    }
+
+    /// Lets the readers go on that have waited for the log.
+    pub(super) fn resume(&mut self) {
+        for link in self.peers.iter_mut().flatten().filter(|link| link.paused) {
+            link.paused = false;
+            link.connection.resume.notify();
         }
     }
 

@@ -18,6 +18,9 @@ pub(crate) trait Log: fmt::Debug {
     /// woken.
     fn durable(&self) -> RecordId;
 
+    /// Bytes of records that were taken and are not durable yet.
+    fn pending_bytes(&self) -> usize;
+
     /// Whether a write has ended since the last call: whoever goes on with it has been woken.
     fn look(&self) -> bool {
         false
@@ -59,6 +62,10 @@ impl Log for Unlogged {
     fn durable(&self) -> RecordId {
         self.0
     }
+
+    fn pending_bytes(&self) -> usize {
+        0
+    }
 }
 
 impl Log for Wal {
@@ -68,6 +75,10 @@ impl Log for Wal {
 
     fn durable(&self) -> RecordId {
         Self::durable(self)
+    }
+
+    fn pending_bytes(&self) -> usize {
+        Self::pending_bytes(self)
     }
 
     fn look(&self) -> bool {

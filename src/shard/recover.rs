@@ -13,7 +13,7 @@ use crate::{
     failure::Failure,
     protocol::{Protocol, RecordId},
     topology::ShardId,
-    wal::{EndKeeper, LogSpec, Piece, Recovery, Wal},
+    wal::{Device, EndKeeper, Host, LogSpec, Piece, Recovery, Wal},
 };
 
 /// After so much work others of the executor have a turn, and the reactor.
@@ -41,7 +41,8 @@ pub(super) async fn recover<P: Protocol>(
     protocol: &mut P,
 ) -> Result<Recovered, Failure> {
     let Some(spec) = node.logs.get(usize::from(shard.0)) else { return Ok(Recovered::Nothing) };
-    let mut recovery = Recovery::begin(spec)?;
+    let device = Rc::new(Host::start()?);
+    let mut recovery = Recovery::begin(spec, device.files())?;
     let mut told = Told::new(node, shard);
     let mut breath = Instant::now();
     while let Some(piece) = recovery.next()? {
@@ -64,7 +65,7 @@ pub(super) async fn recover<P: Protocol>(
     let fails = Arc::clone(node);
     let recovered = recovery.finish()?;
     let keeper = EndKeeper::start(spec, recovered.end())?;
-    let wal = Wal::start(spec.clone(), recovered, move |failure| fails.fail(failure)).await?;
+    let wal = Wal::start(spec.clone(), device, recovered, move |failure| fails.fail(failure)).await?;
     Ok(Recovered::Log(wal, Rc::new(keeper)))
 }
 

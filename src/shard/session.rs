@@ -179,7 +179,8 @@ impl Session {
         let mut core = shard.core.borrow_mut();
         let reading = match self.stage {
             Stage::Link(peer, serial) => {
-                core.on_link_bytes(peer, serial, bytes, &mut self.receiver).map(|()| Reading::On)
+                let paused = core.on_link_bytes(peer, serial, bytes, &mut self.receiver);
+                paused.map(|paused| if paused { Reading::Paused } else { Reading::On })
             }
             Stage::Client(client) => core.on_client_bytes(client, bytes, &mut self.receiver, &mut self.unread),
             Stage::Called | Stage::Calling(_) => unreachable!("the first frame has settled who this is"),

@@ -217,6 +217,11 @@ impl Disk {
         Ok(Recovered { checkpoint: self.checkpoint.as_ref().map(of), records })
     }
 
+    /// Bytes written that are not synced.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.bytes.len() - self.synced.checked_sub(1).map_or(0, |last| self.ends[last])
+    }
+
     /// Bytes written.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
@@ -236,6 +241,10 @@ impl Log for DiskLog {
     fn durable(&self) -> RecordId {
         let disk = self.0.borrow();
         RecordId(disk.cut + disk.synced as u64)
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.0.borrow().pending_bytes()
     }
 
     fn checkpoint_room(&self) -> usize {

@@ -25,6 +25,10 @@ impl Log for LedgerLog {
         durable
     }
 
+    fn pending_bytes(&self) -> usize {
+        self.log.pending_bytes()
+    }
+
     fn look(&self) -> bool {
         self.log.look()
     }

@@ -11,6 +11,8 @@
 //! | `world` | the driver: processes, connections, events |
 //! | `process`, `witness` | one process of one node, and who looks at it |
 //! | `net`, `carry` | connections that carry bytes, and how the world drives them |
+//! | `block`, `machine`, `tasks` | a block device, and what else a log runs on |
+//! | [`logs`] | logs as they are shipped, on block devices, without a cluster |
 //! | [`disk`] | a disk that keeps a log, and loses what was not synced |
 //! | `ledger` | a log with an oracle beside it that knows what is durable |
 //! | [`faults`] | what goes wrong |
@@ -22,6 +24,7 @@
 //! | [`run`] | one run, from its seed to its verdict |
 //! | `trace` | frames, for people |
 
+mod block;
 mod careless;
 mod carry;
 mod clients;
@@ -29,6 +32,8 @@ pub mod disk;
 pub mod faults;
 pub mod hostile;
 mod ledger;
+pub mod logs;
+mod machine;
 mod net;
 pub mod oracle;
 pub mod plan;
@@ -36,6 +41,7 @@ mod process;
 pub mod random;
 pub mod run;
 pub mod shrink;
+mod tasks;
 mod trace;
 mod witness;
 mod world;

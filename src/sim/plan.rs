@@ -206,7 +206,7 @@ impl Plan {
             Crashes::KeepLog,
             Crashes::LoseDisk,
         ]);
-        let tuning = tuning(random, calm);
+        let tuning = tuning(seed, random, calm);
         let timeout = tuning.timers.request_timeout_us;
         let steady = random.permille(500);
         let clock_ppm = cluster.nodes.iter().map(|_| if steady { 1_000_000 } else { clock_rate(random) }).collect();
@@ -348,6 +348,9 @@ impl Plan {
             link_queue_bytes: flow.link_queue_bytes_max as u64 + between_looks,
             client_queue_bytes: clients * (flow.client_queue_bytes_max as u64 + between_looks),
             tail_entries: nodes * uncommitted / 40,
+            // What its own stream had under way when the log was full, and one read of each link.
+            log_pending_bytes: self.tuning.log.pending_bytes_max as u64 + nodes * between_looks + uncommitted,
+            unacked_bytes: flow.stream_unacked_bytes_max as u64 + between_looks,
         }
     }
 
@@ -362,6 +365,8 @@ impl Plan {
             requests: 0,
             link_queue_bytes: REST_BYTES,
             client_queue_bytes: 0,
+            log_pending_bytes: 0,
+            unacked_bytes: 0,
             // What a stream that has ended left behind.
             ..self.sizes_max()
         }
@@ -528,8 +533,18 @@ fn quorum(random: &mut Random, theme: Theme, sizes: &[u8]) -> QuorumSpec {
     }
 }
 
-fn tuning(random: &mut Random, calm: bool) -> Tuning {
+/// How much a slow disk may have waiting: from a stream of its own, so that other draws stay what they are.
+fn bound_waiting(seed: u64, tuning: &mut Tuning) {
+    let mut random = Random::new(seed, Purpose::Waiting);
+    tuning.flow.stream_unacked_bytes_max = *random.pick(&[700, 4000, 1 << 20, 16 << 20]);
+    tuning.log.pending_bytes_max = *random.pick(&[1500, 8000, 1 << 20, 64 << 20]);
+}
+
+fn tuning(seed: u64, random: &mut Random, calm: bool) -> Tuning {
     let mut tuning = Tuning::default();
+    if !calm {
+        bound_waiting(seed, &mut tuning);
+    }
     let batch = &mut tuning.batch;
     batch.linger_us = *random.pick(&[0, 0, 200, 2000]);
     batch.entries_max = *random.pick(&[1, 2, 5, 1024]);

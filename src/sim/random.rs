@@ -22,6 +22,10 @@ pub enum Purpose {
     Extremes = 8,
     /// What goes wrong in those runs besides.
     ExtremeFaults = 9,
+    /// What a log without a cluster is given, and what happens to it.
+    Log = 10,
+    /// How much may wait for a disk.
+    Waiting = 11,
 }
 
 /// splitmix64.

@@ -538,5 +538,7 @@ pub(super) fn sizes_of(state: &ShardState) -> Sizes {
         link_queue_bytes: fill.link_queue_bytes as u64,
         client_queue_bytes: fill.client_queue_bytes as u64,
         tail_entries: held.tail_entries as u64,
+        log_pending_bytes: fill.log_pending_bytes as u64,
+        unacked_bytes: held.unacked_bytes as u64,
     }
 }

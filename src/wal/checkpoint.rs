@@ -9,13 +9,11 @@
 
 use std::{
     collections::VecDeque,
-    fs,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
 use bytes::Bytes;
-use glommio::io::{BufferedFile, OpenOptions};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U32, U64},
@@ -23,12 +21,14 @@ use zerocopy::{
 
 use super::{
     Shared,
-    file::{disk_failure, new_name, sync_directory},
+    device::{Files, Sheet, blocking},
+    file::{disk_failure, new_name, rename_durably},
     format::{FORMAT, LogName},
     recovery::{Reader, damaged},
 };
 use crate::{
     failure::Failure,
+    mutant::Mutant,
     protocol::RecordId,
     wire::{BODY_BYTES_MAX, HEADER_BYTES},
 };
@@ -152,8 +152,8 @@ pub(super) struct CheckpointReader {
 impl CheckpointReader {
     /// # Errors
     /// If it cannot be read, or is not the checkpoint that its name says.
-    pub(super) fn open(file: &CheckpointFile, name: LogName) -> Result<Self, Failure> {
-        let reader = Reader::open(&file.path)?;
+    pub(super) fn open(files: &dyn Files, file: &CheckpointFile, name: LogName) -> Result<Self, Failure> {
+        let reader = Reader::open(files, &file.path)?;
         let mut reader = Self { reader, file: file.clone(), frames: 0, checksum: 0 };
         let header = reader.take(size_of::<Header>())?;
         let (header, _) = Header::read_from_prefix(&header).expect("it has the size of one");
@@ -288,30 +288,34 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), Failure> {
     let path = CheckpointFile::path(&shared.spec.directory, position);
     let new = new_name(&path);
     let failed = |doing: &str, error| disk_failure(&new, doing, &error);
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).buffered_open(&new).await;
-    let file = file.map_err(|error| failed("making it", error.into()))?;
-    let Some(holds_from) = write_pieces(shared, &file, &new).await? else { return Ok(()) };
-    while shared.state.borrow().durable < holds_from {
+    let sheet = shared.device.create_sheet(&new).await.map_err(|error| failed("making it", error))?;
+    let Some(holds_from) = write_pieces(shared, &*sheet, &new).await? else { return Ok(()) };
+    let has = |mutant: Mutant| mutant.is_in(shared.spec.mutant);
+    if has(Mutant::SegmentsFreedEarly) {
+        shared.state.borrow_mut().free_up_to(position);
+    }
+    while shared.state.borrow().durable < holds_from && !has(Mutant::CheckpointUnawaited) {
         if shared.has_ended() {
             return Ok(());
         }
         shared.checkpoint_work.notified().await;
     }
-    file.fdatasync().await.map_err(|error| failed("syncing it", error.into()))?;
+    if !has(Mutant::CheckpointUnsynced) {
+        sheet.sync().await.map_err(|error| failed("syncing it", error))?;
+    }
     let bytes = shared.checkpoint.borrow().as_ref().expect("it is being written").written;
-    let _ = file.close().await;
-    let (from, to, directory) = (new.clone(), path.clone(), shared.spec.directory.clone());
-    let named = move || {
-        fs::rename(&from, &to).map_err(|error| disk_failure(&from, "renaming it", &error))?;
-        sync_directory(&directory)
+    sheet.close().await;
+    let (from, to, synced) = (new.clone(), path.clone(), !has(Mutant::CheckpointNameUnsynced));
+    let named = move |files: &dyn Files| match synced {
+        true => rename_durably(files, &from, &to),
+        false => files.rename(&from, &to).map_err(|error| disk_failure(&from, "renaming it", &error)),
     };
-    glommio::executor().spawn_blocking(named).await?;
+    blocking(&*shared.device, named).await?;
     shared.checkpointed(CheckpointFile { path, bytes, position, holds_from }).await
 }
 
 /// Writes piece after piece. The last record whose effects it shows; `None` if the log was closed before.
-async fn write_pieces(shared: &Rc<Shared>, file: &BufferedFile, path: &Path) -> Result<Option<RecordId>, Failure> {
+async fn write_pieces(shared: &Rc<Shared>, sheet: &dyn Sheet, path: &Path) -> Result<Option<RecordId>, Failure> {
     let mut synced = 0;
     loop {
         if shared.has_ended() {
@@ -329,16 +333,16 @@ async fn write_pieces(shared: &Rc<Shared>, file: &BufferedFile, path: &Path) -> 
         };
         let bytes = piece.len();
         let doing = || format!("writing {bytes} bytes at {at}");
-        match file.write_at(piece, at).await {
+        match sheet.write(piece, at).await {
             Ok(written) if written == bytes => {}
             Ok(written) => {
                 let error = std::io::Error::other(format!("only {written} bytes were written"));
                 return Err(disk_failure(path, &doing(), &error));
             }
-            Err(error) => return Err(disk_failure(path, &doing(), &error.into())),
+            Err(error) => return Err(disk_failure(path, &doing(), &error)),
         }
         if at - synced >= UNSYNCED_BYTES_MAX {
-            file.fdatasync().await.map_err(|error| disk_failure(path, "syncing it", &error.into()))?;
+            sheet.sync().await.map_err(|error| disk_failure(path, "syncing it", &error))?;
             synced = at;
         }
         shared.checkpoint.borrow_mut().as_mut().expect("it is being written").written += bytes as u64;

@@ -27,6 +27,7 @@ use super::{
     end::END,
     file::{disk_failure, make_zeros, sync_directory},
     format::FORMAT,
+    host::HostFiles,
 };
 use crate::{
     failure::Failure,
@@ -280,6 +281,7 @@ impl DataDir {
             mode: self.mode,
             access: self.access,
             tuning: *tuning,
+            mutant: None,
             mark: self.marks[usize::from(shard)],
             ends_at_mark: self.end_at_marks,
         }
@@ -589,7 +591,7 @@ fn make_shards(path: &Path, identity: &Identity, tuning: &LogTuning) -> Result<(
             fs::remove_dir_all(&directory).map_err(failed)?;
         }
         fs::create_dir(&directory).map_err(failed)?;
-        make_zeros(&directory.join("segment-1"), tuning.segment_bytes as u64)?;
+        make_zeros(&HostFiles, &directory.join("segment-1"), tuning.segment_bytes as u64)?;
         EndMark::create(&directory, LogName { log: identity.log, shard })?;
     }
     sync_directory(path)

@@ -5,10 +5,8 @@
 //! on a ring that is polled nothing tells of it (`docs/decisions/0012-the-log-is-groups-in-recycled-segments.md`).
 
 use std::{
-    fs::File,
     future::poll_fn,
     io,
-    os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,19 +15,27 @@ use std::{
     task::{Poll, Waker},
 };
 
-use super::format::BLOCK;
+use super::{device::File, format::BLOCK};
 
 /// A buffer of more than this is not kept for the next write.
 const KEPT_BYTES: usize = 4 << 20;
 
 /// Bytes that begin at a multiple of [`BLOCK`] in memory, as direct writes need them.
 #[derive(Debug, Default)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     memory: Vec<u8>,
     bytes: usize,
 }
 
 impl Buffer {
+    /// A buffer of `bytes` bytes.
+    #[cfg(feature = "sim")]
+    pub(crate) fn of(bytes: usize) -> Self {
+        let mut buffer = Self::default();
+        buffer.resize(bytes);
+        buffer
+    }
+
     /// Makes it `bytes` long, with anything in it.
     fn resize(&mut self, bytes: usize) {
         self.bytes = bytes;
@@ -42,7 +48,8 @@ impl Buffer {
         self.memory.as_ptr().align_offset(BLOCK)
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// What is in it.
+    pub(crate) fn bytes(&self) -> &[u8] {
         let start = self.start();
         &self.memory[start..start + self.bytes]
     }
@@ -54,7 +61,7 @@ impl Buffer {
 }
 
 struct Job {
-    file: Arc<File>,
+    file: File,
     buffer: Buffer,
     offset: u64,
 }
@@ -144,8 +151,8 @@ impl Disk {
     ///
     /// # Errors
     /// What the system said; a write of less is one.
-    pub(super) async fn write(&self, file: &Arc<File>, buffer: Buffer, offset: u64) -> io::Result<()> {
-        let job = Job { file: Arc::clone(file), buffer, offset };
+    pub(super) async fn write(&self, file: File, buffer: Buffer, offset: u64) -> io::Result<()> {
+        let job = Job { file, buffer, offset };
         self.jobs.send(job).map_err(|_| io::Error::other("the log's thread has ended"))?;
         let (written, buffer) = poll_fn(|context| {
             let mut state = self.done.state();
@@ -180,6 +187,8 @@ fn leave_core() {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use futures_lite::future::block_on;
 
     use super::*;
@@ -187,14 +196,14 @@ mod tests {
     #[test]
     fn buffers_are_aligned_and_used_again() {
         let directory = tempfile::tempdir().unwrap();
-        let file = Arc::new(File::create_new(directory.path().join("log")).unwrap());
+        let file: File = Arc::new(fs::File::create_new(directory.path().join("log")).unwrap());
         let disk = Disk::start().unwrap();
         for (round, bytes) in [(1, 2 * BLOCK), (2, BLOCK), (3, 8 * BLOCK)] {
             let mut buffer = disk.buffer(bytes);
             assert_eq!((buffer.bytes().len(), buffer.bytes().as_ptr().align_offset(BLOCK)), (bytes, 0));
             assert!(round != 2 || buffer.bytes()[0] == 1, "the buffer of the first write");
             buffer.bytes_mut().fill(round);
-            block_on(disk.write(&file, buffer, 0)).unwrap();
+            block_on(disk.write(Arc::clone(&file), buffer, 0)).unwrap();
         }
         assert_eq!(std::fs::read(directory.path().join("log")).unwrap(), vec![3; 8 * BLOCK]);
     }
@@ -203,9 +212,9 @@ mod tests {
     fn what_the_system_says_is_passed_on() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("log"), "").unwrap();
-        let file = Arc::new(File::open(directory.path().join("log")).unwrap());
+        let file: File = Arc::new(fs::File::open(directory.path().join("log")).unwrap());
         let disk = Disk::start().unwrap();
-        let error = block_on(disk.write(&file, disk.buffer(BLOCK), 0)).unwrap_err();
+        let error = block_on(disk.write(Arc::clone(&file), disk.buffer(BLOCK), 0)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()), "it is open for reading only");
     }
 
@@ -213,14 +222,14 @@ mod tests {
     #[test]
     fn a_bell_is_rung_and_a_look_wakes_the_writer() {
         let directory = tempfile::tempdir().unwrap();
-        let file = Arc::new(File::create_new(directory.path().join("log")).unwrap());
+        let file: File = Arc::new(fs::File::create_new(directory.path().join("log")).unwrap());
         let disk = Disk::start().unwrap();
         let (ring, rung) = mpsc::channel();
         disk.set_bell(Waker::from(Arc::new(Bell(ring))));
         assert!(!disk.look(), "nothing is under way");
         let writes = async {
             for offset in 0..100 {
-                disk.write(&file, disk.buffer(BLOCK), offset * BLOCK as u64).await.unwrap();
+                disk.write(Arc::clone(&file), disk.buffer(BLOCK), offset * BLOCK as u64).await.unwrap();
             }
         };
         std::thread::scope(|scope| {

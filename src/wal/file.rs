@@ -1,19 +1,16 @@
-//! Files of a log: making them, writing to them, and what to say when that fails.
+//! Files of a log: making them, and what to say when that fails.
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::fs::OFlags;
 
+use super::device::Files;
 use crate::failure::Failure;
-
-/// Zeros are written in pieces of so many bytes.
-const ZEROS_BYTES: usize = 256 << 10;
 
 /// Numbers are part of Linux's interface.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -52,64 +49,29 @@ impl Access {
     }
 }
 
-/// A segment that is open for writing. Clones are the same file.
-#[derive(Clone, Debug)]
-pub(super) struct LogFile(pub(super) Arc<File>);
-
-impl LogFile {
-    /// Opens a file that is there. With `synced`, each write returns when it is on stable storage.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub(super) async fn open(path: &Path, access: Access, synced: bool) -> Result<Self, Failure> {
-        let mut flags = OFlags::empty();
-        flags.set(OFlags::DSYNC, synced);
-        flags.set(OFlags::DIRECT, access == Access::Direct);
-        let path = path.to_owned();
-        let open = move || {
-            let opened = fs::OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(&path);
-            opened.map_err(|error| disk_failure(&path, "opening it", &error))
-        };
-        glommio::executor().spawn_blocking(open).await.map(|file| Self(Arc::new(file)))
-    }
-
-    /// Waits until everything that was written is on stable storage.
-    ///
-    /// # Errors
-    /// What the system said. What was written may be lost then, and a second attempt proves nothing.
-    pub(super) async fn sync(&self, path: &Path) -> Result<(), Failure> {
-        let file = Arc::clone(&self.0);
-        let synced = glommio::executor().spawn_blocking(move || file.sync_data()).await;
-        synced.map_err(|error| disk_failure(path, "syncing it", &error))
-    }
-}
-
 /// Makes a file of zeros, durably and under its name only when it is whole. Blocks the thread.
 ///
 /// # Errors
 /// What the system said.
-pub(super) fn make_zeros(path: &Path, bytes: u64) -> Result<(), Failure> {
+pub(crate) fn make_zeros(files: &dyn Files, path: &Path, bytes: u64) -> Result<(), Failure> {
     let new = new_name(path);
     let doing = format!("making a segment of {bytes} bytes");
     let failed = |error: io::Error| disk_failure(&new, &doing, &error);
-    let mut file = File::create(&new).map_err(failed)?;
-    // Says that there is no room before it is half full. Not every file system can, and then writing it tells.
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-        Err(error) => return Err(failed(error.into())),
-    }
-    let zeros = vec![0; ZEROS_BYTES];
-    let mut left = bytes;
-    while left > 0 {
-        let piece = left.min(ZEROS_BYTES as u64);
-        file.write_all(&zeros[..piece as usize]).map_err(failed)?;
-        left -= piece;
-    }
-    file.sync_all().map_err(failed)?;
-    // Its pages would only be in the way of direct writes.
-    let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
-    fs::rename(&new, path).map_err(failed)?;
-    sync_directory(path.parent().expect("a file is in a directory"))
+    let file = files.create(&new).map_err(failed)?;
+    file.fill(bytes).map_err(failed)?;
+    file.sync().map_err(failed)?;
+    file.forget_pages();
+    rename_durably(files, &new, path)
+}
+
+/// Gives a file that is whole and durable its name, durably. Blocks the thread.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn rename_durably(files: &dyn Files, from: &Path, to: &Path) -> Result<(), Failure> {
+    files.rename(from, to).map_err(|error| disk_failure(from, "renaming it", &error))?;
+    let directory = to.parent().expect("a file is in a directory");
+    files.sync_directory(directory).map_err(|error| disk_failure(directory, "syncing the directory", &error))
 }
 
 /// Writes a small file so that a crash leaves either all of it or what was there before. Blocks the thread.
@@ -166,13 +128,13 @@ pub(super) fn disk_failure(path: &Path, doing: &str, error: &io::Error) -> Failu
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::host::HostFiles, *};
 
     #[test]
     fn a_file_of_zeros_is_whole_and_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("segment-1");
-        make_zeros(&path, 300_000).unwrap();
+        make_zeros(&HostFiles, &path, 300_000).unwrap();
         assert_eq!(fs::read(&path).unwrap(), vec![0; 300_000]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         write_atomically(&path, b"other").unwrap();
@@ -183,7 +145,7 @@ mod tests {
     #[test]
     fn what_fails_is_named_with_what_to_do() {
         let missing = Path::new("no/such/directory/segment-1");
-        let Failure::Disk(said) = make_zeros(missing, 1).unwrap_err() else { panic!("another failure") };
+        let Failure::Disk(said) = make_zeros(&HostFiles, missing, 1).unwrap_err() else { panic!("another failure") };
         assert!(said.starts_with("no/such/directory/segment-1.new: making a segment of 1 bytes: No such"), "{said}");
         let full = io::Error::from(rustix::io::Errno::NOSPC);
         assert!(disk_failure(missing, "writing", &full).to_string().contains("make room"));

@@ -18,12 +18,15 @@
 //! **Reading** ([`recovery`]) goes through the newest checkpoint and every group behind it, and refuses to go on if something
 //! is missing.
 //!
+//! Files, writes, tasks and time are those of a [`device`]: the machine's in a replica ([`host`]), the simulator's in a
+//! simulation.
+//!
 //! The reasons are in `docs/decisions/0012-the-log-is-groups-in-recycled-segments.md`.
 
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -31,10 +34,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use glommio::Task;
 
 use crate::{
     failure::Failure,
+    mutant::Mutant,
     notify::Notify,
     protocol::{Record, RecordId},
     tuning::{Durability, LogTuning},
@@ -42,25 +45,30 @@ use crate::{
 
 mod checkpoint;
 mod copies;
+pub(crate) mod device;
 mod dir;
 mod disk;
 mod end;
 mod file;
 mod format;
+mod host;
 mod recovery;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub(crate) use device::Device;
 pub(crate) use dir::{DataDir, Identity, durable_state};
 pub(crate) use end::{EndKeeper, EndMark, LogEnd};
 pub(crate) use file::Access;
+#[cfg(feature = "sim")]
+pub(crate) use file::make_zeros;
 pub(crate) use format::LogName;
+pub(crate) use host::Host;
 pub(crate) use recovery::{Piece, Recovered, Recovery};
 
 use checkpoint::CheckpointFile;
-use disk::Disk;
-use file::LogFile;
+use device::{File, Later};
 use recovery::Segment;
 use writer::Writer;
 
@@ -77,6 +85,8 @@ pub(crate) struct LogSpec {
     pub(crate) mode: Durability,
     pub(crate) access: Access,
     pub(crate) tuning: LogTuning,
+    /// A bug that is planted.
+    pub(crate) mutant: Option<Mutant>,
     /// How far the log goes at least.
     pub(crate) mark: EndMark,
     /// Whether it ends there: the node stopped well.
@@ -90,14 +100,13 @@ pub(crate) struct Wal(Rc<Shared>);
 /// What the shard and the tasks of its log share.
 struct Shared {
     spec: LogSpec,
-    /// The thread that writes.
-    disk: Disk,
+    device: Rc<dyn Device>,
     state: RefCell<State>,
     /// The checkpoint that is being written.
     checkpoint: RefCell<Option<checkpoint::Open>>,
-    tasks: RefCell<Vec<Task<()>>>,
+    tasks: RefCell<Vec<Later<'static, ()>>>,
     /// Writes the checkpoint, or has written the last one.
-    checkpoint_task: RefCell<Option<Task<()>>>,
+    checkpoint_task: RefCell<Option<Later<'static, ()>>>,
     /// Wakes the writer: there are records, the checkpoint has got on, or the log is being closed.
     work: Notify,
     /// Wakes the task that writes the checkpoint.
@@ -115,6 +124,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     pending: VecDeque<Record>,
+    /// Bytes of records that were handed in and are not durable: the pending ones, and those of the group under way.
+    pending_bytes: usize,
     durable: RecordId,
     /// The group that `durable` is the last record of.
     end: LogEnd,
@@ -126,19 +137,35 @@ struct State {
     next_file: u32,
     checkpoint: Option<CheckpointFile>,
     /// In mode `async`: files that were written to since they were synced.
-    unsynced: Vec<(LogFile, PathBuf)>,
+    unsynced: Vec<(File, PathBuf)>,
 }
 
 impl State {
-    fn note_unsynced(&mut self, file: &LogFile, path: &Path) {
-        if self.unsynced.last().is_none_or(|(last, _)| !Arc::ptr_eq(&last.0, &file.0)) {
-            self.unsynced.push((file.clone(), path.to_owned()));
+    fn note_unsynced(&mut self, file: &File, path: &Path) {
+        if self.unsynced.last().is_none_or(|(last, _)| !Arc::ptr_eq(last, file)) {
+            self.unsynced.push((Arc::clone(file), path.to_owned()));
+        }
+    }
+
+    /// Frees segments that a checkpoint of this position stands for.
+    fn free_up_to(&mut self, position: RecordId) {
+        // The last group stays, for its number.
+        let keep = usize::from(self.current_bytes == 0);
+        while self.live.len() > keep && self.live[0].last <= position {
+            let freed = self.live.pop_front().expect("there is one");
+            self.free.push(Segment { last: RecordId(0), ..freed });
         }
     }
 
     /// What the log has grown by since the last checkpoint: all of each segment that no more will be written to.
     fn log_bytes(&self) -> u64 {
         self.live.iter().map(|segment| segment.bytes).sum::<u64>() + self.current_bytes
+    }
+
+    /// Whether a checkpoint is due. One that stands for every record there is would be the same again.
+    fn is_checkpoint_due(&self, tuning: &LogTuning) -> bool {
+        let last = self.checkpoint.as_ref().map_or(RecordId(0), |checkpoint| checkpoint.position);
+        self.durable > last && self.log_bytes() > self.checkpoint_due_bytes(tuning)
     }
 
     /// When it has grown by more than this, a checkpoint is due.
@@ -161,6 +188,7 @@ impl Wal {
     /// If no segment can be made ready.
     pub(crate) async fn start(
         spec: LogSpec,
+        device: Rc<dyn Device>,
         recovered: Recovered,
         fail: impl Fn(Failure) + 'static,
     ) -> Result<Self, Failure> {
@@ -168,6 +196,7 @@ impl Wal {
         let Recovered { last, sequence, live, free, next_file, checkpoint, .. } = recovered;
         let state = State {
             pending: VecDeque::new(),
+            pending_bytes: 0,
             durable: last,
             end,
             live: live.into(),
@@ -177,11 +206,8 @@ impl Wal {
             checkpoint,
             unsynced: Vec::new(),
         };
-        let disk = Disk::start().map_err(|error| {
-            Failure::Environment(format!("the log of a shard needs a thread: {error}; allow more (`ulimit -u`)"))
-        })?;
         let shared = Rc::new(Shared {
-            disk,
+            device,
             state: RefCell::new(state),
             checkpoint: RefCell::new(None),
             tasks: RefCell::default(),
@@ -211,12 +237,12 @@ impl Wal {
 
     /// From now on this is woken, by another thread, when a write has ended; [`Self::look`] has to be called then.
     pub(crate) fn set_bell(&self, bell: Waker) {
-        self.0.disk.set_bell(bell);
+        self.0.device.set_bell(bell);
     }
 
     /// Wakes the task that writes, if it has something to go on with; true if so.
     pub(crate) fn look(&self) -> bool {
-        self.0.disk.look()
+        self.0.device.look()
     }
 
     /// Takes records, in the order of their numbers, and leaves none.
@@ -228,13 +254,22 @@ impl Wal {
             records.clear();
             return;
         }
-        self.0.state.borrow_mut().pending.extend(records.drain(..));
+        {
+            let mut state = self.0.state.borrow_mut();
+            state.pending_bytes += records.iter().map(format::record_bytes).sum::<usize>();
+            state.pending.extend(records.drain(..));
+        }
         self.0.work.notify();
     }
 
     /// The last record that is durable, and with it all before.
     pub(crate) fn durable(&self) -> RecordId {
         self.0.state.borrow().durable
+    }
+
+    /// Bytes of records that are not durable yet.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.0.state.borrow().pending_bytes
     }
 
     /// The last group that is durable.
@@ -250,8 +285,7 @@ impl Wal {
         match &*self.0.checkpoint.borrow() {
             Some(open) => open.room(),
             None => {
-                let state = self.0.state.borrow();
-                let due = state.log_bytes() > state.checkpoint_due_bytes(&self.0.spec.tuning);
+                let due = self.0.state.borrow().is_checkpoint_due(&self.0.spec.tuning);
                 if due { checkpoint::PIECE_BYTES } else { 0 }
             }
         }
@@ -267,11 +301,11 @@ impl Wal {
         assert!(before.is_none(), "one checkpoint at a time");
         tracing::debug!(directory = %self.0.spec.directory.display(), position = position.0, "a checkpoint begins");
         let shared = Rc::clone(&self.0);
-        let task = glommio::spawn_local(async move {
+        let task = self.0.device.spawn(Box::pin(async move {
             if let Err(failure) = checkpoint::write(&shared).await {
                 shared.end(failure);
             }
-        });
+        }));
         *self.0.checkpoint_task.borrow_mut() = Some(task);
     }
 
@@ -309,7 +343,7 @@ impl Wal {
 impl Shared {
     /// Runs a task until the log has ended.
     fn spawn<F: Future<Output = ()> + 'static>(self: &Rc<Self>, task: impl FnOnce(Rc<Self>) -> F) {
-        let task = glommio::spawn_local(task(Rc::clone(self)));
+        let task = self.device.spawn(Box::pin(task(Rc::clone(self))));
         self.tasks.borrow_mut().push(task);
     }
 
@@ -326,7 +360,10 @@ impl Shared {
     /// Nothing is durable from here on.
     fn end(&self, failure: Failure) {
         if !self.failed.replace(true) {
-            self.state.borrow_mut().pending.clear();
+            let mut state = self.state.borrow_mut();
+            state.pending.clear();
+            state.pending_bytes = 0;
+            drop(state);
             (self.fail)(failure);
         }
         self.work.notify();
@@ -347,14 +384,11 @@ impl Shared {
                 log_bytes = state.log_bytes(),
                 "a checkpoint is whole"
             );
-            let position = new.position;
-            superfluous.extend(state.checkpoint.replace(new).map(|old| old.path));
-            // The last group stays, for its number.
-            let keep = usize::from(state.current_bytes == 0);
-            while state.live.len() > keep && state.live[0].last <= position {
-                let freed = state.live.pop_front().expect("there is one");
-                state.free.push(Segment { last: RecordId(0), ..freed });
-            }
+            state.free_up_to(new.position);
+            let path = new.path.clone();
+            let old = state.checkpoint.replace(new);
+            // One of the same position has taken its place, and its name.
+            superfluous.extend(old.map(|old| old.path).filter(|old| *old != path));
         }
         self.remove(superfluous).await?;
         self.trim_free().await?;
@@ -385,11 +419,11 @@ impl Shared {
         if paths.is_empty() {
             return Ok(());
         }
-        let remove = move || {
+        device::blocking(&*self.device, move |files| {
             paths.iter().try_for_each(|path| {
-                fs::remove_file(path).map_err(|error| file::disk_failure(path, "removing it", &error))
+                files.remove(path).map_err(|error| file::disk_failure(path, "removing it", &error))
             })
-        };
-        glommio::executor().spawn_blocking(remove).await
+        })
+        .await
     }
 }

@@ -8,10 +8,9 @@
 //! Reading blocks the thread, a piece at a time: between two, the caller lets others have a turn.
 
 use std::{
-    fs::{self, File},
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -19,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     LogSpec,
     checkpoint::{CheckpointFile, CheckpointReader},
+    device::{File, Files, Open},
     end::{END, EndMark, LogEnd},
     file::disk_failure,
     format::{self, BLOCK, GroupHead, LogName},
@@ -81,6 +81,7 @@ impl Recovered {
 /// A log that is being read.
 #[derive(Debug)]
 pub(crate) struct Recovery {
+    files: Arc<dyn Files>,
     name: LogName,
     directory: PathBuf,
     /// The node's boot: every use of a segment is of an earlier one.
@@ -119,12 +120,12 @@ impl Recovery {
     ///
     /// # Errors
     /// If files are missing, damaged, or cannot be read.
-    pub(crate) fn begin(spec: &LogSpec) -> Result<Self, Failure> {
-        let Listed { segments, mut checkpoints, unfinished: mut superfluous } = list(&spec.directory)?;
+    pub(crate) fn begin(spec: &LogSpec, files: Arc<dyn Files>) -> Result<Self, Failure> {
+        let Listed { segments, mut checkpoints, unfinished: mut superfluous } = list(&*files, &spec.directory)?;
         let checkpoint = checkpoints.pop();
         for older in checkpoints {
             // Only a checkpoint of this log is removed.
-            CheckpointReader::open(&older, spec.name)?;
+            CheckpointReader::open(&*files, &older, spec.name)?;
             superfluous.push(older.path);
         }
         if segments.is_empty() {
@@ -132,6 +133,7 @@ impl Recovery {
             return Err(damaged(&spec.directory, 0, problem));
         }
         let position = checkpoint.as_ref().map_or(RecordId(0), |checkpoint| checkpoint.position);
+        let restoring = checkpoint.as_ref().map(|file| CheckpointReader::open(&*files, file, spec.name));
         let mut recovery = Self {
             name: spec.name,
             directory: spec.directory.clone(),
@@ -139,7 +141,8 @@ impl Recovery {
             mark: spec.mark,
             ends_at_mark: spec.ends_at_mark,
             superfluous,
-            restoring: checkpoint.as_ref().map(|file| CheckpointReader::open(file, spec.name)).transpose()?,
+            restoring: restoring.transpose()?,
+            files,
             waiting: Vec::new(),
             broken: Vec::new(),
             reading: None,
@@ -168,7 +171,7 @@ impl Recovery {
             if bytes < SEGMENT_BYTES_MIN || !bytes.is_multiple_of(BLOCK as u64) {
                 return Err(damaged(&path, 0, &format!("the file was cut: no segment has {bytes} bytes")));
             }
-            let mut reader = Reader::open(&path)?;
+            let mut reader = Reader::open(&*self.files, &path)?;
             match reader.group(self.name)? {
                 Some((head, _)) if bytes < head.segment_bytes => {
                     let problem =
@@ -279,7 +282,7 @@ impl Recovery {
             return Err(self.missing_before(candidate));
         }
         let segment = Segment { path: candidate.path.clone(), bytes: candidate.bytes, last: RecordId(0) };
-        let mut reader = Reader::open(&candidate.path)?;
+        let mut reader = Reader::open(&*self.files, &candidate.path)?;
         reader.use_number = Some(candidate.head.use_number);
         self.reading = Some((segment, reader));
         Ok(())
@@ -408,11 +411,15 @@ impl Recovery {
     /// # Errors
     /// If it cannot be.
     pub(crate) fn finish(self) -> Result<Recovered, Failure> {
+        // An earlier process may have ended between a file's last name and the sync of its directory. What is built on that
+        // file from here on, and what is removed because of it, must not outlive its name.
+        let synced = self.files.sync_directory(&self.directory);
+        synced.map_err(|error| disk_failure(&self.directory, "syncing the directory", &error))?;
         for path in &self.superfluous {
-            fs::remove_file(path).map_err(|error| disk_failure(path, "removing it", &error))?;
+            self.files.remove(path).map_err(|error| disk_failure(path, "removing it", &error))?;
         }
         for segment in &self.recovered.live {
-            let synced = File::open(&segment.path).and_then(|file| file.sync_data());
+            let synced = self.files.open(&segment.path, Open::Read).and_then(|file| file.sync());
             synced.map_err(|error| disk_failure(&segment.path, "syncing it", &error))?;
         }
         Ok(self.recovered)
@@ -430,13 +437,11 @@ struct Listed {
     unfinished: Vec<PathBuf>,
 }
 
-fn list(directory: &Path) -> Result<Listed, Failure> {
+fn list(files: &dyn Files, directory: &Path) -> Result<Listed, Failure> {
     let failed = |error: io::Error| disk_failure(directory, "listing it", &error);
     let mut listed = Listed::default();
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let bytes = entry.metadata().map_err(failed)?.len();
+    for (name, bytes) in files.list(directory).map_err(failed)? {
+        let path = directory.join(&name);
         let (whole, unfinished) = name.strip_suffix(".new").map_or((name.as_str(), false), |name| (name, true));
         match LogFileName::of(whole) {
             Some(_) if unfinished => listed.unfinished.push(path),
@@ -507,10 +512,10 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(files: &dyn Files, path: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| disk_failure(path, "opening it", &error);
-        let file = File::open(path).map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
+        let file = files.open(path, Open::Read).map_err(failed)?;
+        let bytes = file.bytes().map_err(failed)?;
         Ok(Self { file, path: path.to_owned(), bytes, offset: 0, buffer: BytesMut::new(), use_number: None })
     }
 
@@ -526,7 +531,7 @@ impl Reader {
             let left = self.bytes.saturating_sub(at);
             let more = ((wanted - have).max(READ_BYTES) as u64).min(left) as usize;
             self.buffer.resize(have + more, 0);
-            let read = self.file.read_exact_at(&mut self.buffer[have..], at);
+            let read = self.file.read_at(&mut self.buffer[have..], at);
             let doing = || format!("reading {more} bytes at {at}");
             read.map_err(|error| disk_failure(&self.path, &doing(), &error))?;
         }

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 use super::{
     checkpoint::{CheckpointFile, Encoder},
     format::{BLOCK, GroupHead, record_bytes, write_group},
+    host::HostFiles,
     *,
 };
 use crate::topology::NodeIndex;
@@ -28,10 +30,11 @@ fn spec(directory: &Path) -> LogSpec {
         group_bytes_max: 16_384,
         sync_interval_us: 1000,
         checkpoint_log_bytes: 4 * SEGMENT_BYTES as u64,
+        ..LogTuning::default()
     };
     let (mode, access) = (Durability::Sync, Access::Direct);
-    let (mark, ends_at_mark) = (EndMark::default(), false);
-    LogSpec { directory: directory.to_owned(), name: NAME, boot: 1, mode, access, tuning, mark, ends_at_mark }
+    let (mark, ends_at_mark, mutant) = (EndMark::default(), false, None);
+    LogSpec { directory: directory.to_owned(), name: NAME, boot: 1, mode, access, tuning, mutant, mark, ends_at_mark }
 }
 
 /// A record whose frame follows from its number.
@@ -53,7 +56,7 @@ fn read(directory: &Path) -> Result<(Read, Recovered), Failure> {
 }
 
 fn read_as(spec: &LogSpec) -> Result<(Read, Recovered), Failure> {
-    let mut recovery = Recovery::begin(spec)?;
+    let mut recovery = Recovery::begin(spec, Arc::new(HostFiles))?;
     let mut read = Read::default();
     while let Some(piece) = recovery.next()? {
         match piece {
@@ -486,12 +489,12 @@ fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F + Send + 'stat
 
 fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    file::make_zeros(&directory.path().join("segment-1"), SEGMENT_BYTES as u64).unwrap();
+    file::make_zeros(&HostFiles, &directory.path().join("segment-1"), SEGMENT_BYTES as u64).unwrap();
     directory
 }
 
 async fn start(spec: &LogSpec) -> (Read, Wal, Rc<RefCell<Vec<Failure>>>) {
-    let mut recovery = Recovery::begin(spec).unwrap();
+    let mut recovery = Recovery::begin(spec, Arc::new(HostFiles)).unwrap();
     let mut read = Read::default();
     while let Some(piece) = recovery.next().unwrap() {
         match piece {
@@ -502,7 +505,8 @@ async fn start(spec: &LogSpec) -> (Read, Wal, Rc<RefCell<Vec<Failure>>>) {
     }
     let failures = Rc::new(RefCell::new(Vec::new()));
     let told = Rc::clone(&failures);
-    let wal = Wal::start(spec.clone(), recovery.finish().unwrap(), move |failure| told.borrow_mut().push(failure));
+    let (device, recovered) = (Rc::new(Host::start().unwrap()), recovery.finish().unwrap());
+    let wal = Wal::start(spec.clone(), device, recovered, move |failure| told.borrow_mut().push(failure));
     (read, wal.await.unwrap(), failures)
 }
 
@@ -715,7 +719,7 @@ fn group_commits_per_second() {
             run(move || async move {
                 let directory = tempfile::tempdir_in(place).unwrap();
                 let tuning = LogTuning { checkpoint_log_bytes: u64::MAX, ..LogTuning::default() };
-                file::make_zeros(&directory.path().join("segment-1"), tuning.segment_bytes as u64).unwrap();
+                file::make_zeros(&HostFiles, &directory.path().join("segment-1"), tuning.segment_bytes as u64).unwrap();
                 let spec = LogSpec { mode, access, tuning, ..spec(directory.path()) };
                 let (_, wal, _) = start(&spec).await;
                 let wake = Rc::new(Notify::default());

@@ -1,22 +1,22 @@
 //! The task that writes the log: a group at a time, in segments that are ready before they are needed.
 
-use std::{path::PathBuf, rc::Rc, time::Duration};
+use std::{cell::RefCell, path::PathBuf, rc::Rc, time::Duration};
 
 use futures_lite::future;
-use glommio::{Task, timer::Timer};
 
 use super::{
     Shared,
+    device::{File, Later, Open, blocking},
     end::LogEnd,
-    file::{LogFile, disk_failure, make_zeros},
+    file::{disk_failure, make_zeros},
     format::{GroupHead, group_bytes, group_checksum, payload_room, record_bytes, write_group},
     recovery::Segment,
 };
-use crate::{failure::Failure, protocol::RecordId, tuning::Durability};
+use crate::{failure::Failure, mutant::Mutant, protocol::RecordId, tuning::Durability};
 
 /// A segment that is being written.
 struct Current {
-    file: LogFile,
+    file: File,
     segment: Segment,
     use_number: u64,
     /// Where the next group goes.
@@ -24,7 +24,21 @@ struct Current {
 }
 
 /// A segment that is open and holds nothing that counts.
-type Ready = (LogFile, Segment);
+type Ready = (File, Segment);
+
+/// A segment that a task makes ready.
+struct Next {
+    task: Later<'static, ()>,
+    ready: Rc<RefCell<Option<Result<Ready, Failure>>>>,
+}
+
+impl Next {
+    async fn made(self) -> Result<Ready, Failure> {
+        self.task.await;
+        let ready = self.ready.take();
+        ready.expect("the task has ended")
+    }
+}
 
 /// The records of the next group.
 struct Plan {
@@ -35,7 +49,7 @@ struct Plan {
 pub(super) struct Writer {
     current: Current,
     /// The next segment, while it is being made ready or is.
-    next: Option<Task<Result<Ready, Failure>>>,
+    next: Option<Next>,
     /// Uses of segments that this boot has begun.
     uses: u32,
     /// The last group's number.
@@ -60,7 +74,7 @@ impl Writer {
             shared.end(failure);
         }
         if let Some(next) = self.next.take() {
-            let _ = next.await;
+            let _ = next.made().await;
         }
     }
 
@@ -111,7 +125,7 @@ impl Writer {
             self.switch(shared, bytes as u64).await?;
         }
         let current = &mut self.current;
-        let mut buffer = shared.disk.buffer(bytes);
+        let mut buffer = shared.device.buffer(bytes);
         let head = {
             let mut state = shared.state.borrow_mut();
             // Another task's error may have ended the log while this one waited.
@@ -129,8 +143,12 @@ impl Writer {
             state.pending.drain(..plan.records);
             head
         };
+        if Mutant::DurableBeforeWritten.is_in(shared.spec.mutant) {
+            shared.state.borrow_mut().durable = head.last();
+            shared.wake_shard();
+        }
         let checksum = group_checksum(buffer.bytes());
-        let written = shared.disk.write(&current.file.0, buffer, current.offset).await;
+        let written = shared.device.write(&current.file, buffer, current.offset).await;
         let doing = || format!("writing {bytes} bytes at {}", current.offset);
         written.map_err(|error| disk_failure(&current.segment.path, &doing(), &error))?;
         self.sequence += 1;
@@ -142,6 +160,7 @@ impl Writer {
         {
             let mut state = shared.state.borrow_mut();
             state.current_bytes = current.offset;
+            state.pending_bytes -= plan.payload_bytes;
             state.durable = head.last();
             state.end = LogEnd { sequence: head.sequence, checksum, record: head.last() };
             if shared.spec.mode == Durability::Async {
@@ -158,15 +177,17 @@ impl Writer {
 
     fn make_next(&mut self, shared: &Rc<Shared>) {
         let ready = ready_segment(Rc::clone(shared), shared.spec.tuning.segment_bytes as u64);
-        let shared = Rc::clone(shared);
-        self.next = Some(glommio::spawn_local(async move {
+        let (made, place) = (Rc::clone(shared), Rc::new(RefCell::new(None)));
+        let told = Rc::clone(&place);
+        let task = shared.device.spawn(Box::pin(async move {
             let ready = ready.await;
             // A full disk ends the node now, while there is room in the present segment.
             if let Err(failure) = &ready {
-                shared.end(failure.clone());
+                made.end(failure.clone());
             }
-            ready
+            *told.borrow_mut() = Some(ready);
         }));
+        self.next = Some(Next { task, ready: place });
     }
 
     /// Goes on in the next segment, or in one of its own for a group that fits into none.
@@ -177,7 +198,7 @@ impl Writer {
             if self.next.is_none() {
                 self.make_next(shared);
             }
-            self.next.take().expect("it is being made").await?
+            self.next.take().expect("it is being made").made().await?
         };
         self.uses += 1;
         let next = Current::begin(shared, ready, self.uses);
@@ -219,7 +240,8 @@ impl Writer {
 
 impl Current {
     fn begin(shared: &Shared, (file, segment): Ready, uses: u32) -> Self {
-        let use_number = u64::from(shared.spec.boot) << 32 | u64::from(uses);
+        let boot = if Mutant::UsesCountedAnew.is_in(shared.spec.mutant) { 1 } else { shared.spec.boot };
+        let use_number = u64::from(boot) << 32 | u64::from(uses);
         Self { file, segment, use_number, offset: 0 }
     }
 }
@@ -242,12 +264,16 @@ async fn ready_segment(shared: Rc<Shared>, bytes: u64) -> Result<Ready, Failure>
             };
             let path = segment_path(spec, number);
             let made = path.clone();
-            glommio::executor().spawn_blocking(move || make_zeros(&made, bytes)).await?;
+            blocking(&*shared.device, move |files| make_zeros(files, &made, bytes)).await?;
             Segment { path, bytes, last: RecordId(0) }
         }
     };
-    let file = LogFile::open(&segment.path, spec.access, spec.mode == Durability::Sync).await?;
-    Ok((file, segment))
+    let how = Open::Write { access: spec.access, synced: spec.mode == Durability::Sync };
+    let path = segment.path.clone();
+    let opened = blocking(&*shared.device, move |files| {
+        files.open(&path, how).map_err(|error| disk_failure(&path, "opening it", &error))
+    });
+    Ok((opened.await?, segment))
 }
 
 fn segment_path(spec: &super::LogSpec, number: u32) -> PathBuf {
@@ -258,10 +284,7 @@ fn segment_path(spec: &super::LogSpec, number: u32) -> PathBuf {
 pub(super) async fn sync_now_and_then(shared: &Rc<Shared>) {
     let interval = Duration::from_micros(shared.spec.tuning.sync_interval_us);
     while !shared.has_ended() {
-        let timer = async {
-            Timer::new(interval).await;
-        };
-        future::or(timer, shared.sync_work.notified()).await;
+        future::or(shared.device.sleep(interval), shared.sync_work.notified()).await;
         if let Err(failure) = sync(shared).await {
             return shared.end(failure);
         }
@@ -270,8 +293,13 @@ pub(super) async fn sync_now_and_then(shared: &Rc<Shared>) {
 
 async fn sync(shared: &Shared) -> Result<(), Failure> {
     let unsynced = std::mem::take(&mut shared.state.borrow_mut().unsynced);
-    for (file, path) in unsynced {
-        file.sync(&path).await?;
+    if unsynced.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    // What was written may be lost after an error, and a second attempt proves nothing.
+    blocking(&*shared.device, move |_| {
+        let mut files = unsynced.iter();
+        files.try_for_each(|(file, path)| file.sync().map_err(|error| disk_failure(path, "syncing it", &error)))
+    })
+    .await
 }

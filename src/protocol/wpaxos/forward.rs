@@ -3,7 +3,7 @@
 use super::{
     Ballot, ObjectIndex, RequestKey, WPaxos,
     message::{ForwardHead, ForwardReplyHead, Reader},
-    requests::{Answer, Origin, Stage},
+    requests::{Answer, Origin, Stage, is_round_read},
 };
 use crate::{
     command::{Status, VALUE_BYTES_MAX},
@@ -62,7 +62,8 @@ impl WPaxos {
             let object = self.objects.find(command.key());
             let connection = self.links[from.index()].connection();
             let origin = Origin::Node { node: from, connection, id: head.id.get() };
-            if self.is_overloaded() || !self.is_admitted() || self.stopping {
+            let is_logged = !is_round_read(command.op().is_write(), read);
+            if self.is_overloaded(is_logged) || !self.is_admitted() || self.stopping {
                 self.counters.overloaded += 1;
                 self.send_answer(origin, object, Answer::refusal(Status::Overloaded), out);
                 continue;

@@ -74,6 +74,8 @@ pub struct Held {
     pub requests: usize,
     /// Entries in the tails of its objects.
     pub tail_entries: usize,
+    /// Bytes of its own stream that the slowest of the members was sent and has not acked.
+    pub unacked_bytes: usize,
 }
 
 impl WPaxos {
@@ -125,6 +127,7 @@ impl WPaxos {
             received_bytes: self.inbound.iter().map(super::Inbound::kept_bytes).sum(),
             requests: self.requests.len(),
             tail_entries: self.objects.iter().map(|object| object.tail.len()).sum(),
+            unacked_bytes: self.links.iter().map(super::Link::unacked_bytes).max().unwrap_or(0),
         }
     }
 

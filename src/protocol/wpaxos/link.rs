@@ -1,6 +1,8 @@
 //! What a node keeps per peer: whether it hears it, how far the peer is in this node's stream, and the frames to it that
 //! are being filled.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -79,6 +81,9 @@ pub(super) struct Link {
     pub(super) sent_seq: u64,
     /// The last watermark that was.
     pub(super) sent_commit: u64,
+    /// Frames of this node's stream that were put on this connection and are not acked: each one's last number and size.
+    unacked: VecDeque<(u64, u32)>,
+    unacked_bytes: usize,
     /// Since when frames of the stream are held for it.
     pub(super) held_since: Option<Micros>,
     pub(super) catch_up: Option<CatchUp>,
@@ -112,6 +117,8 @@ impl Link {
             next_frame: None,
             sent_seq: 0,
             sent_commit: 0,
+            unacked: VecDeque::new(),
+            unacked_bytes: 0,
             held_since: None,
             catch_up: None,
             long_ack_at: Micros(0),
@@ -193,10 +200,32 @@ impl Link {
 
     fn forget_position(&mut self) {
         self.next_frame = None;
+        self.unacked.clear();
+        self.unacked_bytes = 0;
         self.held_since = None;
         self.catch_up = None;
         self.filling = Default::default();
         self.dirty = false;
+    }
+
+    /// A frame of this node's stream was put on this connection. A peer without a vote acks none.
+    pub(super) fn note_sent(&mut self, last_seq: u64, bytes: usize) {
+        if !self.learner && last_seq > self.acked {
+            self.unacked.push_back((last_seq, bytes as u32));
+            self.unacked_bytes += bytes;
+        }
+    }
+
+    /// The peer has acked everything up to this number on this connection.
+    pub(super) fn note_acked(&mut self, last_seq: u64) {
+        while let Some((_, bytes)) = self.unacked.pop_front_if(|(last, _)| *last <= last_seq) {
+            self.unacked_bytes -= bytes as usize;
+        }
+    }
+
+    /// Bytes of this node's stream that the peer has got, or will get, and has not acked.
+    pub(super) fn unacked_bytes(&self) -> usize {
+        self.unacked_bytes
     }
 
     /// Whether the peer is taken for dead (`protocol.md` §6): its link has been down, or silent, for too long; or it does not

@@ -29,6 +29,10 @@ impl WPaxos {
     }
 
     pub(super) fn send_heartbeats(&mut self, now: Micros, out: &mut Outputs) {
+        if self.is_log_stalled(now) {
+            // A node whose disk has stopped can promise and accept nothing: its peers take it for silent, and go on without.
+            return;
+        }
         let (zones, own) = (self.config.zones, self.config.my_zone());
         for node in 0..self.links.len() {
             let link = &mut self.links[node];

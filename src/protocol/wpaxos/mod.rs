@@ -210,6 +210,10 @@ pub struct WPaxos {
     own_records: VecDeque<(RecordId, OwnRecord)>,
     records: Vec<Record>,
     own_durable: u64,
+    /// The log takes no more for now.
+    is_log_full: bool,
+    /// Since when no record has become durable though some wait.
+    log_waits_since: Option<Micros>,
     /// Ballots heard of in frames that are not logged, since the log last said so.
     heard: Vec<(ObjectIndex, Ballot)>,
 
@@ -265,6 +269,8 @@ impl WPaxos {
             own_records: VecDeque::new(),
             records: Vec::new(),
             own_durable: 0,
+            is_log_full: false,
+            log_waits_since: None,
             heard: Vec::new(),
             new_candidacies: Vec::new(),
             unsent_prepares: Vec::new(),
@@ -332,6 +338,11 @@ impl WPaxos {
         self.logged.0 += 1;
         self.records.push(Record { id: self.logged, from, frame });
         self.logged
+    }
+
+    /// Whether the disk has taken nothing for so long that peers had better not rely on this node.
+    fn is_log_stalled(&self, now: Micros) -> bool {
+        self.log_waits_since.is_some_and(|since| now.since(since) > self.config.timers.suspect_silent_us)
     }
 
     fn source_command<'a>(&'a self, source: &'a Source) -> Command<'a> {
@@ -479,6 +490,7 @@ impl Protocol for WPaxos {
     }
 
     fn on_durable(&mut self, now: Micros, record: RecordId, out: &mut Outputs) {
+        self.log_waits_since = (record < self.logged).then_some(now);
         while self.own_records.front().is_some_and(|(own, _)| *own <= record) {
             match self.own_records.pop_front().expect("just seen").1 {
                 OwnRecord::Stream(seq) => self.own_durable = self.own_durable.max(seq),
@@ -549,6 +561,7 @@ impl Protocol for WPaxos {
     }
 
     fn flush(&mut self, now: Micros, out: &mut Outputs) {
+        self.is_log_full = out.room[self.config.me.index()] == 0;
         self.settle(now, out);
         self.send_prepares(out);
         if self.seal_at().is_some_and(|at| at <= now) {
@@ -560,7 +573,10 @@ impl Protocol for WPaxos {
         if self.heard.len() > HEARD_MAX {
             self.log_raises();
         }
-        out.records.append(&mut self.records);
+        if !self.records.is_empty() {
+            self.log_waits_since.get_or_insert(now);
+            out.records.append(&mut self.records);
+        }
         self.send_acks(now, out);
         self.send_stream(now, out);
         self.links.iter_mut().for_each(|link| link.flush(out));

@@ -178,6 +178,7 @@ impl WPaxos {
         for (seq, ballot) in refusals {
             self.take_refusal(now, seq, ballot);
         }
+        self.links[from.index()].note_acked(last_seq);
         let one_more = u64::from(resumes && self.config.has(Mutant::ResumeAcksOneMore));
         let link = &mut self.links[from.index()];
         if !link.learner {
@@ -366,6 +367,7 @@ impl WPaxos {
     pub(super) fn send_stream(&mut self, now: Micros, out: &mut Outputs) {
         self.skip_slow_links(out);
         let (end, usual_bytes) = (self.stream.end_frame(), self.stream.usual_bytes());
+        let unacked_max = self.unacked_bytes_max();
         let wastes = self.config.has(Mutant::WithdrawnSent);
         for (node, link) in self.links.iter_mut().enumerate() {
             let Some(mut next) = link.next_frame else { continue };
@@ -383,24 +385,32 @@ impl WPaxos {
             }
             while let Some(frame) = self.stream.frame_to_send(next, wastes) {
                 let room = &mut out.room[node.index()];
-                if *room == 0 {
+                if *room == 0 || link.unacked_bytes() >= unacked_max {
                     break;
                 }
                 let bytes = frame.to_send();
                 *room = room.saturating_sub(bytes.len());
                 out.sends.push(crate::protocol::Send { to: node, frame: bytes.clone(), after: RecordId(0) });
                 (link.sent_seq, link.sent_commit) = (frame.last_seq, frame.commit_to);
+                link.note_sent(frame.last_seq, bytes.len());
                 next += 1;
             }
             (link.next_frame, link.held_since) = (Some(next), None);
         }
     }
 
+    /// At so many bytes that were sent and are not acked a member has to wait: its disk, or its link, is slow.
+    fn unacked_bytes_max(&self) -> usize {
+        let unbounded = self.config.has(Mutant::UnackedUnbounded);
+        if unbounded { usize::MAX } else { self.config.flow.stream_unacked_bytes_max }
+    }
+
     /// A link that is so slow that its next frame is no longer kept goes on as after a reconnect, from what was put on it.
     fn skip_slow_links(&mut self, out: &mut Outputs) {
         for node in 0..self.links.len() {
             let link = &self.links[node];
-            if out.room[node] > 0 && link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
+            let waits = out.room[node] == 0 || link.unacked_bytes() >= self.unacked_bytes_max();
+            if !waits && link.next_frame.is_some_and(|next| self.stream.is_trimmed(next)) {
                 let behind_from = link.catch_up.map_or(0, |catch_up| catch_up.from_seq);
                 self.resume(NodeIndex(node as u8), link.sent_seq, link.sent_commit, behind_from, out);
             }

@@ -168,7 +168,7 @@ impl Requests {
 }
 
 /// Whether a request is a read that the owner answers from its state after a round (`protocol.md` §9).
-const fn is_round_read(is_write: bool, read: ReadMode) -> bool {
+pub(super) const fn is_round_read(is_write: bool, read: ReadMode) -> bool {
     !is_write && matches!(read, ReadMode::Confirm)
 }
 
@@ -208,7 +208,8 @@ impl WPaxos {
             // Whatever way it came: what is executed has to be read back from states and logs.
             return self.send_answer(origin, None, Answer::refusal(Status::BadRequest), out);
         }
-        if self.is_overloaded() || !self.is_admitted() || self.stopping {
+        let is_logged = !is_round_read(request.command.op().is_write(), request.read);
+        if self.is_overloaded(is_logged) || !self.is_admitted() || self.stopping {
             let status = if self.stopping { Status::ShuttingDown } else { Status::Overloaded };
             self.counters.overloaded += 1;
             let object = self.objects.find(request.command.key());
@@ -224,8 +225,10 @@ impl WPaxos {
         self.may_vote()
     }
 
-    pub(super) fn is_overloaded(&self) -> bool {
-        self.requests.len() >= self.config.flow.requests_max
+    /// Whether no more requests are taken; where only the log has no room, reads that leave nothing in it are.
+    pub(super) fn is_overloaded(&self, is_logged: bool) -> bool {
+        (is_logged && self.is_log_full && !self.config.has(Mutant::LogNeverFull))
+            || self.requests.len() >= self.config.flow.requests_max
             || self.requests.bytes() >= self.config.flow.client_memory_bytes_max
             || self.stream.inflight_bytes() >= self.config.flow.stream_inflight_bytes_max
             || self.stream.last_seq() - self.stream.committed >= ENTRIES_OPEN_MAX as u64 / 2

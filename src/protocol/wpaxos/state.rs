@@ -34,6 +34,6 @@ same! {
     objects stream inbound links requests reads probes distances random stopping replaying versions restore takeover
     eager all_eager progress_at checked_at
     logged own_records records own_durable new_candidacies prepare_timers gaps orphaned_requests ready_requests
-    executable heard unsent_prepares converge unwritten;
+    executable is_log_full log_waits_since heard unsent_prepares converge unwritten;
     whatever config counters history scratch_keys scratch_bytes scratch_places foreseen
 }

@@ -27,7 +27,8 @@ pub(super) struct Takeover {
 impl WPaxos {
     /// Takes some objects of silent owners into phase 1, those that are for this node.
     pub(super) fn check_takeover(&mut self, now: Micros) {
-        if !self.may_vote() || self.config.has(Mutant::NeverSuspected) {
+        // Peers that do not hear a node whose disk has stopped are not the ones who are silent.
+        if !self.may_vote() || self.is_log_stalled(now) || self.config.has(Mutant::NeverSuspected) {
             return;
         }
         self.note_silent_owners(now);

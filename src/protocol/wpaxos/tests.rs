@@ -8,6 +8,7 @@ mod newcomers;
 mod planted;
 mod probes;
 mod recovery;
+mod slow_disks;
 mod withdrawn;
 
 use std::collections::VecDeque;

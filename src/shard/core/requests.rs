@@ -314,6 +314,7 @@ impl<P: Protocol> Core<P> {
         stats.insert("io_client_queue_bytes", self.clients.queue_bytes() as u64);
         stats.insert("io_client_memory_bytes", self.budget.used() as u64);
         stats.insert("io_waiting", self.waiting.len() as u64);
+        self.count_log(&mut stats);
         // Of the process: there is one place that it says things to.
         stats.insert("io_log_lines_lost", crate::diagnostics::lines_lost());
         stats

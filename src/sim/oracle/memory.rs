@@ -33,6 +33,8 @@ sizes! {
     link_queue_bytes, "bytes in the fullest of its link queues";
     client_queue_bytes, "bytes in the fullest of its client queues";
     tail_entries, "entries in the tails of its objects";
+    log_pending_bytes, "bytes of records that wait for its disk";
+    unacked_bytes, "bytes of its own stream that a member was sent and has not acked";
 }
 
 /// The oracle of bounded memory.
@@ -82,6 +84,8 @@ mod tests {
         link_queue_bytes: 400,
         client_queue_bytes: 500,
         tail_entries: 6,
+        log_pending_bytes: 700,
+        unacked_bytes: 800,
     };
 
     #[test]
@@ -102,6 +106,8 @@ mod tests {
             Sizes { link_queue_bytes: 407, ..BOUNDS },
             Sizes { client_queue_bytes: 507, ..BOUNDS },
             Sizes { tail_entries: 13, ..BOUNDS },
+            Sizes { log_pending_bytes: 707, ..BOUNDS },
+            Sizes { unacked_bytes: 807, ..BOUNDS },
         ];
         for (sizes, (what, bound)) in over.iter().zip(BOUNDS.list()) {
             let violation = Memory::new(BOUNDS).sample(NodeIndex(2), 1, sizes).unwrap_err();

@@ -5,8 +5,13 @@ use std::net::SocketAddr;
 use super::*;
 use crate::wal::EndKeeper;
 
-const TUNING: LogTuning =
-    LogTuning { segment_bytes: 65_536, group_bytes_max: 4096, sync_interval_us: 1000, checkpoint_log_bytes: 65_536 };
+const TUNING: LogTuning = LogTuning {
+    segment_bytes: 65_536,
+    group_bytes_max: 4096,
+    sync_interval_us: 1000,
+    checkpoint_log_bytes: 65_536,
+    pending_bytes_max: 65_536,
+};
 
 fn identity() -> Identity {
     let address = SocketAddr::from(([127, 0, 0, 1], 1));

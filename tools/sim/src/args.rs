@@ -27,6 +27,9 @@ pub struct Args {
     /// Run seed after seed for so many minutes, instead of a number of them.
     #[arg(long, value_name = "M", value_parser = minutes, allow_hyphen_values = true)]
     pub minutes: Option<f64>,
+    /// Run logs as they are shipped, each on a simulated block device, without clusters around them.
+    #[arg(long, conflicts_with_all = ["threads", "shrink", "trace", "without", "operations", "steps", "json"])]
+    pub logs: bool,
     /// Threads; as many as there are cores if absent.
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,

@@ -2,5 +2,6 @@
 
 pub mod args;
 pub mod hostile;
+pub mod logs;
 pub mod many;
 pub mod one;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wpaxos::mutant::Mutant;
-use wpaxos_sim::{args::Args, hostile, many, one};
+use wpaxos_sim::{args::Args, hostile, logs, many, one};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -13,6 +13,9 @@ fn main() -> ExitCode {
             wpaxos::say!("{:<32} {}", mutant.name(), mutant.what());
         }
         return ExitCode::SUCCESS;
+    }
+    if args.logs {
+        return if logs::many(&args) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     if args.hostile {
         return if hostile::run_all(&args) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
