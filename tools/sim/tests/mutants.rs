@@ -22,7 +22,7 @@ const RARE: &[(Mutant, u64)] = &[
     (Mutant::ForgetfulVouch, 1500),
     (Mutant::CheckpointWithoutRefusals, 2000),
     (Mutant::VersionByOne, 2500),
-    (Mutant::PrepareBeforeOwnRecord, 2000),
+    (Mutant::SkipForgotten, 2000),
     (Mutant::ConfirmByCandidate, 2000),
     (Mutant::ObjectionNotSent, 2000),
     (Mutant::ObjectionsIgnored, 2000),
@@ -47,6 +47,8 @@ const DIRECTED: &[Mutant] = &[
     Mutant::MergeWithoutTails,
     Mutant::NewcomerSkipsMerge,
     Mutant::LearnerProbed,
+    // A driver that settles before each new link hardly ever makes the turn.
+    Mutant::PrepareBeforeOwnRecord,
     // What waits for a disk: more than a run of the simulator writes. `protocol::wpaxos::tests::slow_disks` has them.
     Mutant::UnackedUnbounded,
     Mutant::LogNeverFull,
