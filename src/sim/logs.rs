@@ -502,7 +502,6 @@ mod tests {
             let report = run(&Options { seed, ..Options::default() }).unwrap_or_else(|wrong| panic!("{wrong}"));
             total.add(&report);
         }
-        println!("{total:?}");
         let rare = [total.checkpoints, total.damaged, total.full, total.older];
         assert!(rare.iter().all(|count| *count > SEEDS / 60), "something hardly happens: {total:?}");
     }

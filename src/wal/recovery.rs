@@ -125,7 +125,7 @@ impl Recovery {
         let checkpoint = checkpoints.pop();
         for older in checkpoints {
             // Only a checkpoint of this log is removed.
-            CheckpointReader::open(&older, spec.name)?;
+            CheckpointReader::open(&*files, &older, spec.name)?;
             superfluous.push(older.path);
         }
         if segments.is_empty() {

@@ -19,8 +19,8 @@ pub fn many(args: &Args) -> bool {
         match run(&Options { seed, mutant: args.mutant, cut_after: None }) {
             Ok(report) => total.add(&report),
             Err(wrong) => {
-                eprintln!("{wrong}");
-                println!("again: wpaxos-sim --logs --seed {seed}");
+                wpaxos::say!("{wrong}");
+                wpaxos::say!("again: wpaxos-sim --logs --seed {seed}");
                 failed += 1;
             }
         }
@@ -28,6 +28,6 @@ pub fn many(args: &Args) -> bool {
             break;
         }
     }
-    println!("logs: {failed} failed in {:.1} s; {total:?}", began.elapsed().as_secs_f64());
+    wpaxos::say!("logs: {failed} failed in {:.1} s; {total:?}", began.elapsed().as_secs_f64());
     failed == 0
 }
