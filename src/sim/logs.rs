@@ -9,7 +9,7 @@
 //!
 //! Damage may be refused by name, and only where a bit was flipped; a flipped bit costs at most the last group.
 
-use std::{cell::RefCell, path::PathBuf, rc::Rc};
+use std::{cell::RefCell, cmp::Ordering, path::PathBuf, rc::Rc};
 
 use bytes::Bytes;
 
@@ -135,11 +135,18 @@ impl Model {
         Ok(())
     }
 
-    /// What is behind this record never was.
+    /// A start has read the log up to this record: what is behind it never was.
     fn cut(&mut self, last: u64) {
         self.records.truncate(last as usize);
         self.sums.truncate(last as usize);
-        (self.reported, self.before) = (last, last);
+        self.before = match last.cmp(&self.reported) {
+            // The write that was under way had got through: it is the last group now.
+            Ordering::Greater => self.reported,
+            Ordering::Equal => self.before,
+            // The last group is lost, and where the one before it began was never reported.
+            Ordering::Less => 0,
+        };
+        self.reported = last;
     }
 }
 
@@ -502,7 +509,6 @@ mod tests {
             let report = run(&Options { seed, ..Options::default() }).unwrap_or_else(|wrong| panic!("{wrong}"));
             total.add(&report);
         }
-        println!("{total:?}");
         let rare = [total.checkpoints, total.damaged, total.full, total.older];
         assert!(rare.iter().all(|count| *count > SEEDS / 60), "something hardly happens: {total:?}");
     }

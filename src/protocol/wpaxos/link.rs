@@ -218,8 +218,9 @@ impl Link {
 
     /// The peer has acked everything up to this number on this connection.
     pub(super) fn note_acked(&mut self, last_seq: u64) {
-        while let Some((_, bytes)) = self.unacked.pop_front_if(|(last, _)| *last <= last_seq) {
-            self.unacked_bytes -= bytes as usize;
+        while let Some((_, bytes)) = self.unacked.front().filter(|(last, _)| *last <= last_seq) {
+            self.unacked_bytes -= *bytes as usize;
+            self.unacked.pop_front();
         }
     }
 

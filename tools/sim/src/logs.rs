@@ -19,7 +19,7 @@ pub fn many(args: &Args) -> bool {
         match run(&Options { seed, mutant: args.mutant, cut_after: None }) {
             Ok(report) => total.add(&report),
             Err(wrong) => {
-                eprintln!("{wrong}");
+                wpaxos::say!("{wrong}");
                 wpaxos::say!("again: wpaxos-sim --logs --seed {seed}");
                 failed += 1;
             }

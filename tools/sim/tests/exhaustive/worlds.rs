@@ -93,13 +93,13 @@ worlds! {
 
     b_two_losses_where_owners_commit_alone: 5_733,
         Setup { losses: 2, ..pair(EVERY_ZONE, &TWO_WRITERS).with(&[STOLEN]) };
-    b_two_losses_where_both_zones_accept: 7_638,
+    b_two_losses_where_both_zones_accept: 7_942,
         Setup { losses: 2, ..pair(BUT_ONE_ZONE, &TWO_WRITERS).with(&[STOLEN, WITHDRAWN, TAKEN_OVER]) };
-    b_a_loss_and_time: 59_844,
+    b_a_loss_and_time: 60_089,
         Setup { losses: 1, ticks: 1, ..pair(BUT_ONE_ZONE, &TWO_WRITERS).with(&[STOLEN, WITHDRAWN, TAKEN_OVER]) };
     b_a_loss_and_more_time: 425_887,
         Setup { losses: 1, ticks: 2, ..pair(EVERY_ZONE, &TWO_WRITERS).with(&[STOLEN]) };
-    b_a_loss_with_a_slow_log: 28_494,
+    b_a_loss_with_a_slow_log: 28_570,
         Setup { losses: 1, slow_log: true, ..pair(BUT_ONE_ZONE, &TWO_WRITERS).with(&[STOLEN, WITHDRAWN]) };
     #[ignore = "782 thousand states"]
     b_three_writes_a_loss_and_time_where_owners_commit_alone: 782_754,
@@ -124,7 +124,7 @@ worlds! {
 
     d_two_objects: 2_300,
         pair(BUT_ONE_ZONE, &TWO_OBJECTS).with(&[STOLEN, TAKEN_OVER]);
-    d_two_objects_and_a_loss: 36_610,
+    d_two_objects_and_a_loss: 36_851,
         Setup { losses: 1, ..pair(BUT_ONE_ZONE, &TWO_OBJECTS).with(&[STOLEN, WITHDRAWN, TAKEN_OVER]) };
     #[ignore = "1.8 million states"]
     d_two_objects_a_loss_and_time: 1_825_822,
@@ -138,9 +138,9 @@ worlds! {
         pair(EVERY_ZONE, &READS).with(&[STOLEN, READ]);
     f_reads_in_the_log: 535,
         pair(BUT_ONE_ZONE, &[put(0, 0), put(1, 0), log_get(0, 0, 0)]).with(&[STOLEN]);
-    f_a_read_of_three_nodes: 440_443,
+    f_a_read_of_three_nodes: 446_189,
         trio(&[put(0, 0), put(2, 0), get(0, 0, 1)]).with(&[STOLEN, READ]);
-    f_a_read_against_a_steal_and_a_loss: 7_235,
+    f_a_read_against_a_steal_and_a_loss: 7_268,
         Setup { losses: 1, ..pair(BUT_ONE_ZONE, &READS[..3]).with(&[STOLEN, READ]) };
 
     g_halves_that_never_hear_each_other: 36,
